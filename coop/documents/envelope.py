@@ -1,0 +1,146 @@
+"""Signing and opening documents: a subject of a known type in a VC-2.0-shaped envelope.
+
+The type's name is its domain: it stands in `@context` and `type`, so it is under the signature and
+a document signed as one kind never opens as another.
+"""
+
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar, Final, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from coop.canonical import Json, document_digest
+from coop.errors import InvalidInputError, Kind
+from coop.keys import SigningKey, iso, sign_document, verify_document
+
+_VC: Final = "https://www.w3.org/ns/credentials/v2"
+
+
+class WrongDocumentError(InvalidInputError):
+    """The document is of another kind, malformed, or signed by someone who may not say this."""
+
+    code = "documents.wrong-document"
+    kind = Kind.FORBIDDEN
+
+
+class Subject(BaseModel):
+    """Base of every signed subject: frozen, no unknown members, integers and text only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    kind: ClassVar[str]
+    """`approval`: with the version it makes the domain `urn:coop:approval:v1`."""
+
+
+S = TypeVar("S", bound=Subject)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened(Generic[S]):
+    """A document whose signature, kind, shape and issuer were verified."""
+
+    subject: S
+    issuer: str
+    """The did that signed it."""
+    at: int
+    """UTC seconds the issuer wrote into it."""
+    digest: str
+    """Hex SHA-256 of the whole signed document: its name in the chain."""
+    id: str
+    document: dict[str, Json]
+
+
+def issue(subject: Subject, key: SigningKey, now: int, *, id: str | None = None) -> dict[str, Json]:  # noqa: A002  (the envelope's own word)
+    """A signed document holding `subject`.
+
+    Args:
+        subject: What is said.
+        key: Who says it.
+        now: UTC seconds.
+        id: `urn:uuid:…`; a fresh one by default.
+    """
+    document = unsigned(subject, issuer=key.did, now=now, id=id)
+    return sign_document(document, key, created=now)
+
+
+def unsigned(
+    subject: Subject,
+    *,
+    issuer: str,
+    now: int,
+    id: str | None = None,  # noqa: A002  (the envelope's own word)
+) -> dict[str, Json]:
+    """The document without its proof, for signers that live elsewhere (a browser)."""
+    return {
+        "@context": [_VC, _domain(type(subject))],
+        "type": ["VerifiableCredential", _type(type(subject))],
+        "id": id or f"urn:uuid:{uuid.uuid4()}",
+        "issuer": issuer,
+        "validFrom": iso(now),
+        "credentialSubject": subject.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def open_document(
+    kind: type[S], document: Mapping[str, Json], *, issuers: Collection[str] | None
+) -> Opened[S]:
+    """Verify and read `document`.
+
+    Steps: (1) its members and domain are those of `kind`; (2) its proof verifies; (3) the signer is
+    one of `issuers`; (4) its subject parses. `issuers=None` skips (3): then **the caller** must
+    decide from `Opened.issuer`.
+
+    Raises:
+        WrongDocumentError: (1), (3) or (4) fails.
+        BadSignatureError: (2) fails.
+    """
+    # (1)
+    members = {"@context", "type", "id", "issuer", "validFrom", "credentialSubject", "proof"}
+    if set(document) != members or document["@context"] != [_VC, _domain(kind)]:
+        raise WrongDocumentError(f"document: not a {kind.kind} document")
+    if document["type"] != ["VerifiableCredential", _type(kind)]:
+        raise WrongDocumentError(f"document: its type is not {_type(kind)}")
+    # (2)
+    issuer = verify_document(document)
+    # (3)
+    if issuers is not None and issuer not in issuers:
+        raise WrongDocumentError(
+            f"document: this {kind.kind} is signed by a key that may not issue it"
+        )
+    # (4)
+    try:
+        subject = kind.model_validate(document["credentialSubject"])
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise WrongDocumentError(f"{kind.kind}.{where}: {error.errors()[0]['msg']}") from error
+    return Opened(
+        subject=subject,
+        issuer=issuer,
+        at=_seconds(str(document["validFrom"])),
+        digest=document_digest(document),
+        id=str(document["id"]),
+        document=dict(document),
+    )
+
+
+def _domain(kind: type[Subject]) -> str:
+    return f"urn:coop:{kind.kind}:v1"
+
+
+def _type(kind: type[Subject]) -> str:
+    return "Coop" + "".join(word.capitalize() for word in kind.kind.split("-"))
+
+
+def _seconds(text: str) -> int:
+    try:
+        at = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+    except ValueError as error:
+        raise WrongDocumentError(
+            "validFrom: must be a UTC time like 2026-11-24T10:00:00Z"
+        ) from error
+    if iso(int(at.timestamp())) != text:
+        raise WrongDocumentError("validFrom: must be a UTC time like 2026-11-24T10:00:00Z")
+    return int(at.timestamp())

@@ -1,0 +1,173 @@
+"""The study, its approval by a hospital, and the features it declares.
+
+Numbers in signed documents are integers with the unit in the name: `_micro` is a millionth,
+`_pico` a millionth of a millionth, `_nano` a thousand-millionth.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from coop.documents.envelope import Subject
+
+MICRO = 1_000_000
+NANO = 1_000_000_000
+PICO = 1_000_000_000_000
+
+Name = Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Part(BaseModel):
+    """Base of a nested part of a subject."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class NumberFeature(Part):
+    """A number scaled by PUBLIC constants: `clip((x - center) / scale, ±clip) * gain`."""
+
+    kind: Literal["number"]
+    name: str = Name
+    center_micro: int
+    scale_micro: int = Field(gt=0)
+    clip_micro: int = Field(gt=0)
+    gain_micro: int = Field(gt=0)
+    missing: Literal["zero", "indicator", "refuse"] = "zero"
+    """A missing value becomes 0; `indicator` adds a 0/1 column; `refuse` leaves the patient out."""
+
+
+class CategoryFeature(Part):
+    """A 0/1 column per listed value; any other value is all zeros."""
+
+    kind: Literal["category"]
+    name: str = Name
+    values: list[str] = Field(min_length=1, max_length=64)
+    missing: Literal["zero", "indicator", "refuse"] = "zero"
+
+
+class FlagFeature(Part):
+    """A 0/1 column of a true/false field."""
+
+    kind: Literal["flag"]
+    name: str = Name
+    missing: Literal["zero", "indicator", "refuse"] = "zero"
+
+
+Feature = NumberFeature | CategoryFeature | FlagFeature
+
+
+class FeatureSchema(Part):
+    """What a model reads. Public; no statistic of any hospital scales anything."""
+
+    features: list[Feature] = Field(min_length=1, max_length=256)
+    site_intercepts: list[str] = Field(max_length=256)
+    """Sites with an own 0/1 column; any other site is all zeros. May be empty."""
+
+
+class Label(Part):
+    """The outcome: 1 where the number in `field` is greater than `above`."""
+
+    field: str = Name
+    above: int
+
+
+class Recipe(Part):
+    """How the model is trained: full-batch DP gradient rounds."""
+
+    family: Literal["logistic-regression"]
+    rounds: int = Field(ge=1, le=1000)
+    learning_rate_micro: int = Field(gt=0)
+    clip_micro: int = Field(gt=0)
+    average_last: int = Field(ge=1, le=1000)
+    """The released weights are the mean of the last so many iterates."""
+    population: int = Field(ge=1)
+    """Public N the gradient sum is divided by; never a count of today's cohort."""
+    aggregation: Literal["sum"] = "sum"
+    mode: Literal["A"] = "A"
+
+
+class Budget(Part):
+    """What one patient pays at most for this study, and how it is split (percent of rho)."""
+
+    epsilon_micro: int = Field(gt=0, le=3 * MICRO)
+    delta_pico: int = Field(gt=0, le=10_000_000)  # 1e-5
+    training_percent: int = Field(ge=1, le=100)
+    evaluation_percent: int = Field(ge=0, le=100)
+    reserve_percent: int = Field(ge=0, le=100)
+    cohort_rho_nano: int = Field(ge=0)
+    """A line of its own for cohort questions, on top of the study's epsilon; in zCDP rho."""
+
+
+class Evaluation(Part):
+    """How the model is evaluated on patients who did not train it."""
+
+    fold_percent: int = Field(ge=0, le=50)
+    bins: int = Field(ge=2, le=100)
+    group_field: str = Name
+    """A category field whose values are the subgroups."""
+    groups: list[str] = Field(min_length=1, max_length=16)
+
+
+class CohortGrammar(Part):
+    """Which fields a cohort question may name, and how."""
+
+    number_fields: list[str] = Field(max_length=256)
+    category_fields: list[str] = Field(max_length=256)
+
+
+class Study(Subject):
+    """What a researcher asks: who, why, on what, how, at what cost in privacy and credits."""
+
+    kind: ClassVar[str] = "study"
+
+    study_id: str = Name
+    version: int = Field(ge=1)
+    title: str = Field(min_length=3, max_length=200)
+    lay_summary: str = Field(min_length=20, max_length=4000)
+    proposer: str = Field(min_length=1, max_length=200)
+    commercial: bool
+    purpose: str = Field(pattern=r"^DUO:[0-9]{7}$")
+    disease: str | None = Field(default=None, pattern=r"^MONDO:[0-9]{7}$")
+    data_class: str = Name
+    uses: list[str] = Field(min_length=1)
+    ethics_reference: str = Field(min_length=1, max_length=200)
+    ethics_sha256: str = Sha256
+    schema_: FeatureSchema = Field(alias="features")
+    label: Label
+    recipe: Recipe
+    budget: Budget
+    evaluation: Evaluation
+    cohort: CohortGrammar
+    fee_point_nano: int = Field(ge=0)
+    fee_cohort_nano: int = Field(ge=0)
+    hospitals_quorum: int = Field(ge=1)
+    expires: int
+    """UTC seconds after which nothing may be trained or asked under this study."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
+
+
+class Approval(Subject):
+    """A hospital's own signature under exactly this study, software and plan."""
+
+    kind: ClassVar[str] = "approval"
+
+    study_sha256: str = Sha256
+    study_id: str
+    version: int
+    site: str = Name
+    data_version: int
+    epsilon_cap_micro: int
+    software: str
+    fab_sha256: str = Sha256
+    witnesses: dict[str, str]
+    """Every other member site and its did as this hospital knows them: who must cosign the log."""
+    expires: int

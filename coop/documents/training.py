@@ -1,0 +1,169 @@
+"""Order, round request, lease, receipts, round record: one training run, signed at every step."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from coop.documents.envelope import Subject
+from coop.documents.study import Name, Part, Sha256
+
+
+class ApprovalRef(Part):
+    """One hospital's approval and the keys it trains with."""
+
+    site: str = Name
+    did: str
+    approval_sha256: str = Sha256
+
+
+class Order(Subject):
+    """The hub's job order: what every node must match against its own approval."""
+
+    kind: ClassVar[str] = "order"
+
+    study_sha256: str = Sha256
+    study_id: str
+    version: int
+    roster: list[ApprovalRef] = Field(min_length=1)
+    quorum: int = Field(ge=1)
+    rounds: int = Field(ge=1)
+    sampling_micro: Literal[1_000_000]  # q = 1: full batch
+    training_sigma_micro: int = Field(gt=0)
+    evaluation_sigma_micro: int = Field(gt=0)
+    clip_micro: int = Field(gt=0)
+    delta_pico: int = Field(gt=0)
+    mode: Literal["A"]
+    honest: int
+    """h: sites whose noise the accounting relies on; 1 in mode A, each adds its full noise."""
+    fab_sha256: str = Sha256
+    software: str
+    not_before: int
+    not_after: int
+
+
+class RoundRequest(Subject):
+    """One round asked of every node. Phase `train` has rounds 1…T, `evaluate` follows with round T+1."""
+
+    kind: ClassVar[str] = "round-request"
+
+    order_sha256: str = Sha256
+    phase: Literal["train", "evaluate"]
+    round: int = Field(ge=1)
+    weights_sha256: str = Sha256
+    """Of the safetensors bytes (`federated.models.weights_digest`)."""
+
+
+class Lease(Subject):
+    """The registry's word on consent at one instant, for one site and one nonce."""
+
+    kind: ClassVar[str] = "lease"
+
+    site: str = Name
+    nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
+    log_size: int = Field(ge=0)
+    checkpoint: str
+    """Signed note with the cosignatures known so far, at `log_size` or the newest size with them."""
+    heads_sha256: str = Sha256
+    """Of the site's sorted (pid, chain head digest) pairs (`consent.chain.heads_digest`)."""
+    seconds: int = Field(ge=1, le=60)
+
+
+class RoundReceipt(Subject):
+    """A hospital's signed answer to one round: commitments and digests only, no count."""
+
+    kind: ClassVar[str] = "round-receipt"
+
+    site: str = Name
+    order_sha256: str = Sha256
+    phase: Literal["train", "evaluate"]
+    round: int
+    request_sha256: str = Sha256
+    lease_sha256: str = Sha256
+    release_lease_sha256: str = Sha256
+    cohort_commitment: str = Sha256
+    """Salted Merkle root of the cohort's pids; salts stay at the node."""
+    count_commitment: str = Sha256
+    debit_sequence: int = Field(ge=1)
+    sigma_micro: int
+    clip_micro: int
+    update_sha256: str = Sha256
+
+
+class Accepted(Part):
+    """A receipt the gate let through."""
+
+    site: str
+    receipt_sha256: str = Sha256
+
+
+class Refused(Part):
+    """An answer the gate or the node refused, with the stable code."""
+
+    site: str
+    code: str
+
+
+class RoundRecord(Subject):
+    """What the hub made of one round."""
+
+    kind: ClassVar[str] = "round-record"
+
+    order_sha256: str = Sha256
+    phase: Literal["train", "evaluate"]
+    round: int
+    request_sha256: str = Sha256
+    accepted: list[Accepted]
+    refused: list[Refused]
+    aggregate_sha256: str = Sha256
+    previous_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """The record of the round before; absent in the first."""
+
+
+class GroupMetric(Part):
+    """One row of the evaluation; `_micro` values are DP estimates with the noise's own sd."""
+
+    group: str
+    auc_micro: int | None = None
+    auc_sd_micro: int | None = None
+    accuracy_micro: int | None = None
+    accuracy_sd_micro: int | None = None
+    count_noised: int
+
+
+class Artefact(Part):
+    """A file of the model by digest."""
+
+    name: Literal["model.safetensors", "model.onnx", "io.json"]
+    sha256: str = Sha256
+
+
+class Passport(Subject):
+    """What a released model is, where it comes from and what it cost in privacy."""
+
+    kind: ClassVar[str] = "passport"
+
+    model_id: str
+    study_sha256: str = Sha256
+    order_sha256: str = Sha256
+    study_id: str
+    version: int
+    record_sha256: str = Sha256
+    """Of the last round record: through it the whole chain."""
+    training_root: str = Sha256
+    """SHA-256 over the round records' digests in order."""
+    purpose: str
+    commercial: bool
+    epsilon_micro: int
+    """Composed over every line of the study's plan but the cohort line."""
+    training_epsilon_micro: int
+    delta_pico: int
+    relation: Literal["add/remove one patient"]
+    accountant: Literal["exact Gaussian"]
+    adversary: Literal["mode A: holds against the coordinator and all other hospitals"]
+    mechanism: list[str]
+    """One line per release: `train q=1 sigma=… rounds=…`."""
+    metrics: list[GroupMetric]
+    artefacts: list[Artefact]
+    hospital_weights: dict[str, int]
+    """Registered consents at the first round, by site: who earns (DESIGN §7, alpha = 1)."""
+    intended_use: str

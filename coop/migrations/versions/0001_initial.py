@@ -1,0 +1,16 @@
+"""Every table of the first release."""
+
+from alembic import op
+
+import coop.tables
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    coop.tables.create(op.get_bind())
+
+
+def downgrade() -> None:
+    raise NotImplementedError

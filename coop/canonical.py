@@ -64,7 +64,7 @@ def digest(tag: bytes, value: Json) -> Hash:
 
 
 def document_digest(document: Mapping[str, Json]) -> str:
-    """Hex SHA-256 of a signed document's canonical bytes, proof included: how documents are named."""
+    """Hex SHA-256 of a signed document with its proof: how documents are named."""
     return sha256(jcs(dict(document))).hex()
 
 
@@ -116,8 +116,7 @@ def _check(value: Json, depth: int) -> None:
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, int):
-        if abs(value) > INTEGER_MAX:
-            raise NotCanonicalError(f"document: integer {value} is beyond 2^53-1")
+        _check_integer(value)
     elif isinstance(value, str):
         _check_text(value)
     elif isinstance(value, list):
@@ -136,6 +135,17 @@ def _check(value: Json, depth: int) -> None:
             _check(item, depth + 1)
     else:
         raise NotCanonicalError(f"document: a {type(value).__name__} has no canonical form")
+
+
+def _check_integer(value: int) -> None:
+    if abs(value) > INTEGER_MAX:
+        raise NotCanonicalError(f"document: integer {value} is beyond 2^53-1")
+
+
+def _check_name(name: object) -> None:
+    # Printable ASCII names sort alike by UTF-16 units (JCS) and by code points.
+    if not isinstance(name, str) or not name.isascii() or not name.isprintable() or not name:
+        raise NotCanonicalError("document: member names must be printable ASCII")
 
 
 def _check_text(text: str) -> None:

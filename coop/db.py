@@ -96,7 +96,7 @@ class Database:
 def insert_ignore(
     connection: sa.Connection, table: sa.Table, values: dict[str, object] | list[dict[str, object]]
 ) -> int:
-    """Insert rows that are not there yet; returns how many were new (the rest are left as they are)."""
+    """Insert the rows that are not there yet; returns how many were new."""
     if connection.dialect.name == "sqlite":
         from sqlalchemy.dialects.sqlite import insert as sqlite_insert  # noqa: PLC0415
 

@@ -1,7 +1,8 @@
 """Ed25519 identities: the only place where signatures are made and checked.
 
-Keys are named `did:key:z6Mk…`. Signed documents are VC-2.0-shaped JSON with a Data Integrity proof
-`eddsa-jcs-2022` (W3C Recommendation 2025-05-15, §3.3); the published vector reproduces byte for byte.
+Keys are named `did:key:z6Mk…`. Signed documents are VC-2.0-shaped JSON with a Data Integrity
+proof `eddsa-jcs-2022` (W3C Recommendation 2025-05-15, §3.3); the published vector reproduces byte
+for byte.
 """
 
 import os

@@ -77,7 +77,7 @@ class Consent(Subject):
 
 
 class ConsentReceipt(Subject):
-    """The registry's acknowledgement: in the log at `index`, effective everywhere by `effective_by`."""
+    """The registry's acknowledgement: logged at `index`, effective everywhere by `effective_by`."""
 
     kind: ClassVar[str] = "consent-receipt"
 

@@ -42,7 +42,7 @@ class Order(Subject):
 
 
 class RoundRequest(Subject):
-    """One round asked of every node. Phase `train` has rounds 1…T, `evaluate` follows with round T+1."""
+    """One round asked of every node: `train` has rounds 1…T, `evaluate` follows as T+1."""
 
     kind: ClassVar[str] = "round-request"
 
@@ -62,7 +62,7 @@ class Lease(Subject):
     nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
     log_size: int = Field(ge=0)
     checkpoint: str
-    """Signed note with the cosignatures known so far, at `log_size` or the newest size with them."""
+    """Signed note with cosignatures: the newest size that other sites cosigned."""
     heads_sha256: str = Sha256
     """Of the site's sorted (pid, chain head digest) pairs (`consent.chain.heads_digest`)."""
     seconds: int = Field(ge=1, le=60)

@@ -1,1 +1,5 @@
-"""consent"""
+"""The gate: who may do what with whose record.
+
+Reading order: `purposes` (the words), `policy` (what a patient signs), `decide` (where consent is
+decided), `chain` (how events follow each other), `registry` (where they are kept), `api`.
+"""

@@ -106,7 +106,11 @@ def insert_ignore(
 
         statement = pg_insert(table).on_conflict_do_nothing()  # type: ignore[assignment]
     rows = values if isinstance(values, list) else [values]
-    return sum(connection.execute(statement.values(row)).rowcount for row in rows)
+    # PostgreSQL's driver forgets how many rows an INSERT made unless it is asked to keep it.
+    keep = {"preserve_rowcount": True}
+    return sum(
+        connection.execute(statement.values(row), execution_options=keep).rowcount for row in rows
+    )
 
 
 def _with_driver(url: str) -> str:

@@ -15,31 +15,41 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="COOP_", extra="ignore", frozen=True)
 
     state: Path = Field(
-        Path(".coop/hub"), description="Folder of this process's keys, database and files."
+        default=Path(".coop/hub"), description="Folder of this process's keys, database and files."
     )
     database_url: str = Field(
-        "", description="SQLAlchemy URL; empty means SQLite in the state folder."
+        default="", description="SQLAlchemy URL; empty means SQLite in the state folder."
     )
-    host: str = Field("127.0.0.1", description="Address the server listens on.")
-    port: int = Field(8440, description="Port the server listens on; 0 picks a free one.")
-    hub_url: str = Field("https://127.0.0.1:8440", description="Where clients reach the hub.")
+    host: str = Field(default="127.0.0.1", description="Address the server listens on.")
+    port: int = Field(default=8440, description="Port the server listens on; 0 picks a free one.")
+    hub_url: str = Field(
+        default="https://127.0.0.1:8440", description="Where clients reach the hub."
+    )
     ca_file: Path | None = Field(
-        None, description="Certificate authority that signed the hub's certificate."
+        default=None, description="Certificate authority that signed the hub's certificate."
     )
-    api_key: SecretStr | None = Field(None, description="Researcher's API key for the CLI and SDK.")
-    trust_file: Path | None = Field(None, description="Keys to trust when verifying offline.")
-    oidc_issuer: str = Field("", description="OpenID Connect issuer that signs people in.")
+    api_key: SecretStr | None = Field(
+        default=None, description="Researcher's API key for the CLI and SDK."
+    )
+    trust_file: Path | None = Field(
+        default=None, description="Keys to trust when verifying offline."
+    )
+    oidc_issuer: str = Field(default="", description="OpenID Connect issuer that signs people in.")
     oidc_client_id: str = Field(
-        "coop-portal", description="Client id of the portal at that issuer."
+        default="coop-portal", description="Client id of the portal at that issuer."
     )
-    oidc_client_secret: SecretStr | None = Field(None, description="Client secret of the portal.")
-    portal_port: int = Field(8460, description="Port of the portal.")
+    oidc_client_secret: SecretStr | None = Field(
+        default=None, description="Client secret of the portal."
+    )
+    portal_port: int = Field(default=8460, description="Port of the portal.")
     portal_url: str = Field(
-        "", description="Public address of the portal; empty means http://localhost:PORT."
+        default="", description="Public address of the portal; empty means http://localhost:PORT."
     )
-    node_url: str = Field("http://127.0.0.1:8450", description="The hospital node's loopback API.")
+    node_url: str = Field(
+        default="http://127.0.0.1:8450", description="The hospital node's loopback API."
+    )
     node_token: SecretStr | None = Field(
-        None, description="Staff token for the hospital node's loopback API."
+        default=None, description="Staff token for the hospital node's loopback API."
     )
     demo: bool = Field(
         default=False, description="Demo: simulated people, keys marked custody: demo."

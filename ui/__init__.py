@@ -1,1 +1,1 @@
-"""ui"""
+"""The window: portal pages, the browser signing component, their wording."""

@@ -78,7 +78,9 @@ class Stage:
         _end(child.process)
 
     def close(self) -> None:
-        """Stop every child, the last started first."""
+        """Stop every child: all are asked at once, then waited for, the last started first."""
+        for child in self.children:
+            _signal(child.process, signal.SIGTERM)
         while self.children:
             self.stop(self.children[-1])
         if (self.folder / MARKER).exists():
@@ -95,7 +97,7 @@ def prepare(folder: Path) -> Stage:
         marker = folder / MARKER
         if not marker.exists():
             raise DemoFolderError(
-                f"{folder} exists and carries no {MARKER} file; it is not the demo's and stays as it is. "
+                f"{folder} exists and carries no {MARKER} file; it stays as it is. "
                 "Name another folder with --folder or move it away."
             )
         alive = " ".join(pid for pid in marker.read_text().split() if _is_ours(int(pid)))

@@ -1,0 +1,224 @@
+"""Consent events on their way into the registry: opened, folded onto their chains, logged, stored."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from consent.chain import WIDENING, ConsentChainError, apply
+from consent.decide import Standing
+from consent.lease import EFFECTIVE_S
+from consent.store import (
+    Enrolled,
+    consent_event,
+    enrolled,
+    events_by_digest,
+    save_standings,
+    site_document,
+    standings,
+)
+from coop import members
+from coop.canonical import Json
+from coop.documents.consent import Consent, ConsentReceipt
+from coop.documents.envelope import Opened, WrongDocumentError, issue, open_document
+from coop.errors import CoopError, InvalidInputError, NotFoundError
+from coop.journal.commitments import Logged
+from coop.journal.store import Journal
+from coop.keys import SigningKey
+from coop.problems import problem_of
+
+CLOCK_SKEW_S: Final = 300  # a patient's device may be ahead by so much
+
+Folded = tuple[Opened[Consent], Standing]
+"""An event and the standing after it, its log indices not yet known."""
+
+
+class NotEnrolledError(NotFoundError):
+    """No hospital has enrolled a key for this record."""
+
+    code = "consent.not-enrolled"
+
+
+class Events:
+    """Writes consent events, in units of work that the caller opens.
+
+    Args:
+        journal: Every event and its receipt go into this log.
+        hub_key: Signs receipts, and restrictions on a patient's behalf.
+        now: UTC seconds.
+    """
+
+    def __init__(self, journal: Journal, hub_key: SigningKey, now: Callable[[], int]) -> None:
+        self._journal = journal
+        self._key = hub_key
+        self._now = now
+
+    def open(self, document: Mapping[str, Json]) -> Opened[Consent] | CoopError:
+        """The event in a document whose signature and shape are right; else the refusal."""
+        try:
+            opened = open_document(Consent, document, issuers=None)
+            if opened.at > self._now() + CLOCK_SKEW_S:
+                raise InvalidInputError("validFrom: lies in the future; check the device's clock")
+        except CoopError as error:
+            return error
+        return opened
+
+    def restriction(
+        self, key: Enrolled, standing: Standing | None, event: str, actor: str
+    ) -> dict[str, Json]:
+        """The next event of this chain, signed by the hub for whoever was entitled.
+
+        Raises:
+            ConsentChainError: There is nothing to restrict.
+        """
+        if standing is None:
+            raise ConsentChainError(f"event: there is no consent to {event}")
+        subject = Consent(
+            pid=key.pid,
+            site=key.site,
+            domain="research",
+            sequence=standing.sequence + 1,
+            previous=standing.head_digest,
+            event=event,  # type: ignore[arg-type]  # Consent checks it
+            actor=actor,  # type: ignore[arg-type]  # Consent checks it
+        )
+        return issue(subject, self._key, self._now())
+
+    def append(
+        self, connection: sa.Connection, items: Sequence[Opened[Consent] | CoopError]
+    ) -> list[str | CoopError]:
+        """Fold and store events: for each the digest of what is stored, or why it is not.
+
+        Steps: (1) the records' enrolments are locked, so no other writer continues these chains;
+        (2) each event must continue its chain, one bad one stops no other; (3) events and receipts
+        go into the log and the tables.
+        """
+        fine = [item for item in items if not isinstance(item, CoopError)]
+        # (1)
+        keys = enrolled(connection, {item.subject.pid for item in fine}, lock=True)
+        before = standings(connection, keys)
+        known = set(events_by_digest(connection, {item.digest for item in fine}))
+        sites = members.site_dids(connection)
+        newest = dict(before)
+        fresh: list[Folded] = []
+        outcome: list[str | CoopError] = []
+        # (2)
+        for item in items:
+            if isinstance(item, CoopError):
+                outcome.append(item)
+                continue
+            try:
+                if item.digest not in known:
+                    pid = item.subject.pid
+                    newest[pid] = self._applied(item, keys.get(pid), newest.get(pid), sites)
+                    known.add(item.digest)
+                    fresh.append((item, newest[pid]))
+                outcome.append(item.digest)
+            except CoopError as error:
+                outcome.append(error)
+        # (3)
+        if fresh:
+            self._store(connection, fresh, before, keys)
+        return outcome
+
+    def answers(
+        self, connection: sa.Connection, outcome: Sequence[str | CoopError]
+    ) -> list[dict[str, Any]]:
+        """What is answered for each: {"receipt", "effective_by", "problem"}."""
+        sites = members.site_dids(connection)
+        stored = {item for item in outcome if isinstance(item, str)}
+        answers: dict[str, dict[str, Any]] = {
+            digest: {
+                "receipt": self._journal.receipt(connection, row.receipt_digest, sites=sites),
+                "effective_by": row.at + EFFECTIVE_S,
+                "problem": None,
+            }
+            for digest, row in events_by_digest(connection, stored).items()
+        }
+        return [answers[item] if isinstance(item, str) else _refused(item) for item in outcome]
+
+    def _applied(
+        self,
+        opened: Opened[Consent],
+        key: Enrolled | None,
+        standing: Standing | None,
+        sites: Mapping[str, str],
+    ) -> Standing:
+        if key is None:
+            raise NotEnrolledError("pid: no hospital has enrolled a key for this record")
+        if opened.subject.site != key.site:
+            raise WrongDocumentError("consent.site: must be the hospital that enrolled this record")
+        restrictors = {self._key.did} | ({sites[key.site]} if key.site in sites else set())
+        return apply(standing, opened, patient_did=key.did, restrictors=restrictors)
+
+    def _store(
+        self,
+        connection: sa.Connection,
+        fresh: Sequence[Folded],
+        before: Mapping[str, Standing],
+        keys: Mapping[str, Enrolled],
+    ) -> None:
+        now = self._now()
+        places = self._journal.record_many(
+            connection, "consent", [opened.document for opened, _ in fresh]
+        )
+        receipts = self._journal.record_many(
+            connection,
+            ConsentReceipt.kind,
+            [
+                self._receipt(opened, place, now)
+                for (opened, _), place in zip(fresh, places, strict=True)
+            ],
+        )
+        changed: dict[str, tuple[str, Standing]] = {}
+        rows, listed = [], []
+        for (opened, after), place, receipt in zip(fresh, places, receipts, strict=True):
+            event = opened.subject
+            earlier = changed[event.pid][1] if event.pid in changed else before.get(event.pid)
+            changed[event.pid] = (event.site, _placed(event.event, earlier, after, place.index))
+            rows.append(
+                {
+                    "pid": event.pid,
+                    "sequence": event.sequence,
+                    "digest": opened.digest,
+                    "event": event.event,
+                    "actor": event.actor,
+                    "log_index": place.index,
+                    "at": now,
+                    "receipt_digest": receipt.digest,
+                    "enrolment_digest": keys[event.pid].digest,
+                }
+            )
+            listed.append(
+                {
+                    "log_index": place.index,
+                    "site": event.site,
+                    "pid": event.pid,
+                    "digest": opened.digest,
+                }
+            )
+        connection.execute(consent_event.insert(), rows)
+        connection.execute(site_document.insert(), listed)
+        save_standings(connection, changed, before)
+
+    def _receipt(self, opened: Opened[Consent], place: Logged, now: int) -> dict[str, Json]:
+        subject = ConsentReceipt(
+            pid=opened.subject.pid,
+            site=opened.subject.site,
+            consent_sha256=opened.digest,
+            event=opened.subject.event,
+            index=place.index,
+            salt=place.salt,
+            effective_by=now + EFFECTIVE_S,
+        )
+        return issue(subject, self._key, now)
+
+
+def _placed(event: str, earlier: Standing | None, after: Standing, index: int) -> Standing:
+    widened = index if event in WIDENING else (earlier.widened_index if earlier else -1)
+    return replace(after, log_index=index, widened_index=widened)
+
+
+def _refused(error: CoopError) -> dict[str, Any]:
+    return {"receipt": None, "effective_by": None, "problem": problem_of(error)[1]}

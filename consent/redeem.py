@@ -1,0 +1,248 @@
+"""Redemptions on their way through the hub: from the patient's device to her hospital and back.
+
+The hub only relays: it checks that the sender holds the key, the hospital checks that she held the
+code and signs the enrolment. The code id is public, so a stranger may redeem it first; the hospital
+refuses that one, and the code is free again.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from consent.store import enrolled, enrolment, redemption, site_document
+from coop import members
+from coop.canonical import Json, jcs, parse_object
+from coop.documents.consent import Enrolment
+from coop.documents.envelope import Opened, WrongDocumentError, open_document
+from coop.enrolment import check_proof
+from coop.errors import CoopError, Kind, NotFoundError
+from coop.journal.store import Journal
+from coop.problems import problem_of
+
+WAITING_MAX: Final = 1000  # one answer to a hospital's poll
+
+
+class RedemptionRefusedError(CoopError):
+    """The code is in use with another key, or the key already speaks for another record."""
+
+    code = "enrolment.refused"
+    kind = Kind.CONFLICT
+
+
+class UnknownSiteError(NotFoundError):
+    """No member hospital gives out such codes."""
+
+    code = "enrolment.unknown-site"
+
+
+def redeem(
+    connection: sa.Connection, bodies: Sequence[Mapping[str, Json]], account: int | None, now: int
+) -> list[dict[str, Any]]:
+    """Keep redemptions for their hospitals; a repeat by the same key reports how it stands.
+
+    Returns:
+        For each: {"code_id", "state", "site", "pid", "problem"}.
+    """
+    sites = members.site_dids(connection)
+    results: list[dict[str, Any]] = []
+    for body in bodies:
+        try:
+            results.append(_redeem_one(connection, body, account, (now, sites)))
+        except CoopError as error:
+            results.append(
+                {
+                    "code_id": str(body.get("code_id", ""))[:80],
+                    "state": "refused",
+                    "site": None,
+                    "pid": None,
+                    "problem": problem_of(error)[1],
+                }
+            )
+    return results
+
+
+def _redeem_one(
+    connection: sa.Connection,
+    body: Mapping[str, Json],
+    account: int | None,
+    context: tuple[int, Mapping[str, str]],
+) -> dict[str, Any]:
+    now, sites = context
+    code_id, did = check_proof(body)
+    site = code_id.partition(".")[0]
+    if site not in sites:
+        raise UnknownSiteError("code_id: no member hospital gives out such codes")
+    query = sa.select(redemption).where(redemption.c.code_id == code_id).with_for_update()
+    row = connection.execute(query).one_or_none()
+    if row is not None and row.did == did and row.state != "refused":
+        return _again(connection, row, account)
+    if row is not None and row.state != "refused":
+        raise RedemptionRefusedError("code_id: this code is in use with another key")
+    if _pids_of_key(connection, did):
+        raise RedemptionRefusedError("did: this key speaks for another record; make a new one")
+    values = {
+        "code_id": code_id,
+        "site": site,
+        "did": did,
+        "body": jcs(dict(body)).decode(),
+        "account_id": account,
+        "state": "pending",
+        "reason": None,
+        "pid": None,
+        "at": now,
+    }
+    if row is not None:
+        connection.execute(redemption.delete().where(redemption.c.code_id == code_id))
+    connection.execute(redemption.insert().values(values))
+    return {"code_id": code_id, "state": "pending", "site": site, "pid": None, "problem": None}
+
+
+def _again(
+    connection: sa.Connection, row: sa.Row[tuple[object, ...]], account: int | None
+) -> dict[str, Any]:
+    if account is not None and row.account_id is None:
+        # She proved that she holds the key, so the account she is signed in with is hers.
+        same = redemption.c.code_id == row.code_id
+        connection.execute(redemption.update().where(same).values(account_id=account))
+        if row.pid is not None:
+            members.link_pid(connection, account, row.pid, row.site)
+    return {
+        "code_id": row.code_id,
+        "state": row.state,
+        "site": row.site,
+        "pid": row.pid,
+        "problem": None,
+    }
+
+
+def state_of(connection: sa.Connection, code_id: str) -> dict[str, str | None]:
+    """How a code's redemption stands, and nothing else.
+
+    Raises:
+        NotFoundError: Nobody redeemed it.
+    """
+    query = sa.select(redemption.c.state, redemption.c.reason).where(
+        redemption.c.code_id == code_id
+    )
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFoundError("code_id: not found")
+    return {"state": row.state, "reason": row.reason}
+
+
+def waiting(connection: sa.Connection, site: str) -> list[dict[str, Json]]:
+    """Redemptions this hospital has not answered, oldest first."""
+    query = (
+        sa.select(redemption.c.body)
+        .where(redemption.c.site == site, redemption.c.state == "pending")
+        .order_by(redemption.c.at, redemption.c.code_id)
+        .limit(WAITING_MAX)
+    )
+    return [parse_object(body) for body in connection.execute(query).scalars()]
+
+
+def refuse(connection: sa.Connection, site: str, refused: Sequence[Mapping[str, str]]) -> None:
+    """The hospital's word that these codes do not belong to these keys; the codes are free again."""
+    for item in refused:
+        connection.execute(
+            redemption.update()
+            .where(
+                redemption.c.code_id == item["code_id"],
+                redemption.c.site == site,
+                redemption.c.state == "pending",
+            )
+            .values(state="refused", reason=item["code"][:64])
+        )
+
+
+def add_enrolments(
+    connection: sa.Connection, journal: Journal, site: str, documents: Sequence[Mapping[str, Json]]
+) -> list[dict[str, Any]]:
+    """Store enrolments that `site` signed, in the log and beside it; one bad one stops no other.
+
+    Returns:
+        For each: {"code_id", "state", "problem"}. The same document twice is stored once.
+    """
+    did = members.site_dids(connection)[site]
+    results: list[dict[str, Any]] = []
+    fresh: dict[str, Opened[Enrolment]] = {}
+    for document in documents:
+        try:
+            opened = _checked(connection, site, did, document)
+            if any(
+                opened.subject.key == o.subject.key for d, o in fresh.items() if d != opened.digest
+            ):
+                raise RedemptionRefusedError("key: it stands twice in this batch")
+            if not _stored(connection, opened):
+                fresh[opened.digest] = opened
+            results.append(
+                {"code_id": opened.subject.code_id, "state": "enrolled", "problem": None}
+            )
+        except CoopError as error:
+            results.append({"code_id": None, "state": "refused", "problem": problem_of(error)[1]})
+    logged = journal.record_many(connection, "enrolment", [o.document for o in fresh.values()])
+    for place, opened in zip(logged, fresh.values(), strict=True):
+        _store(connection, opened, place.index)
+    return results
+
+
+def _checked(
+    connection: sa.Connection, site: str, did: str, document: Mapping[str, Json]
+) -> Opened[Enrolment]:
+    """Steps: (1) signed by this site; (2) for itself; (3) for a key that redeemed this code; (4) for
+    a record that is not another hospital's, with a key that speaks for no other record.
+    """
+    # (1)
+    opened = open_document(Enrolment, document, issuers={did})
+    subject = opened.subject
+    # (2)
+    if subject.site != site:
+        raise WrongDocumentError("enrolment.site: must be the hospital that signs")
+    # (3)
+    query = sa.select(redemption).where(redemption.c.code_id == subject.code_id)
+    row = connection.execute(query).one_or_none()
+    if row is None or row.did != subject.key or row.site != site:
+        raise RedemptionRefusedError("enrolment.key: this key did not redeem this code")
+    # (4)
+    before = enrolled(connection, [subject.pid]).get(subject.pid)
+    if before is not None and before.site != site:
+        raise RedemptionRefusedError("enrolment.pid: enrolled by another hospital")
+    if _pids_of_key(connection, subject.key) - {subject.pid}:
+        raise RedemptionRefusedError("enrolment.key: it speaks for another record")
+    return opened
+
+
+def _stored(connection: sa.Connection, opened: Opened[Enrolment]) -> bool:
+    query = sa.select(site_document.c.log_index).where(site_document.c.digest == opened.digest)
+    return connection.execute(query).first() is not None
+
+
+def _store(connection: sa.Connection, opened: Opened[Enrolment], log_index: int) -> None:
+    subject = opened.subject
+    values = {
+        "site": subject.site,
+        "did": subject.key,
+        "custody": subject.custody,
+        "digest": opened.digest,
+        "log_index": log_index,
+    }
+    mine = enrolment.c.pid == subject.pid
+    if not connection.execute(enrolment.update().where(mine).values(values)).rowcount:
+        connection.execute(enrolment.insert().values({**values, "pid": subject.pid}))
+    connection.execute(
+        site_document.insert().values(
+            log_index=log_index, site=subject.site, pid=subject.pid, digest=opened.digest
+        )
+    )
+    same = redemption.c.code_id == subject.code_id
+    account = connection.execute(sa.select(redemption.c.account_id).where(same)).scalar()
+    done = {"state": "enrolled", "reason": None, "pid": subject.pid}
+    connection.execute(redemption.update().where(same).values(done))
+    if account is not None:
+        members.link_pid(connection, account, subject.pid, subject.site)
+
+
+def _pids_of_key(connection: sa.Connection, did: str) -> set[str]:
+    query = sa.select(enrolment.c.pid).where(enrolment.c.did == did)
+    return set(connection.execute(query).scalars())

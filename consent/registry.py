@@ -1,0 +1,315 @@
+"""The consent registry: events accepted, receipts given, leases issued, questions answered.
+
+What the registry may do to a patient's data is narrow it. It stores what patients sign; hospitals
+verify those signatures themselves under keys they enrolled, so nothing the registry adds or forges
+makes a record usable.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+
+from consent import drafts, redeem
+from consent.decide import Decision, Request, Standing, State, decide
+from consent.events import Events, NotEnrolledError
+from consent.lease import Leases
+from consent.policy import preset_of, summary
+from consent.store import (
+    Enrolled,
+    consent_event,
+    consent_head,
+    enrolled,
+    enrolment,
+    events_by_digest,
+    snapshot,
+    standing_of,
+    standings,
+)
+from coop import members
+from coop.canonical import Json
+from coop.db import Database
+from coop.documents.consent import Policy
+from coop.errors import CoopError, InvalidInputError, NotFoundError
+from coop.journal.store import Journal
+from coop.keys import SigningKey
+
+BATCH_MAX: Final = 1000
+Restriction = Literal["revoke", "suspend"]
+_AFTER: Final[Mapping[str, State]] = {"revoke": State.REVOKED, "suspend": State.SUSPENDED}
+
+
+class Registry:
+    """The registry over one database. Thread-safe; any number may share the database.
+
+    Args:
+        database: Where events and enrolments are kept.
+        journal: The log every event goes into, in the same transaction.
+        hub_key: Signs receipts, leases, and restrictions on a patient's behalf.
+        now: UTC seconds.
+    """
+
+    def __init__(
+        self, database: Database, journal: Journal, hub_key: SigningKey, now: Callable[[], int]
+    ) -> None:
+        self.database = database
+        self.journal = journal
+        self.now = now
+        self._events = Events(journal, hub_key, now)
+        self._leases = Leases(database, journal, hub_key, now)
+        self._parsed: dict[str, Policy] = {}
+
+    # -- enrolment ---------------------------------------------------------------------------------
+
+    def redeem(
+        self, redemptions: Sequence[Mapping[str, Json]], account_id: int | None
+    ) -> list[dict[str, Any]]:
+        """Keep redemptions for their hospitals (`consent.redeem.redeem`)."""
+        _check_batch(redemptions)
+        with self.database.unit_of_work() as connection:
+            return redeem.redeem(connection, redemptions, account_id, self.now())
+
+    def pending_redemptions(self, site: str) -> list[dict[str, Json]]:
+        """What this hospital has not answered yet."""
+        with self.database.reading() as connection:
+            return redeem.waiting(connection, site)
+
+    def redemption_state(self, code_id: str) -> dict[str, str | None]:
+        """How a code's redemption stands."""
+        with self.database.reading() as connection:
+            return redeem.state_of(connection, code_id)
+
+    def add_enrolments(
+        self,
+        site: str,
+        documents: Sequence[Mapping[str, Json]],
+        refused: Sequence[Mapping[str, str]] = (),
+    ) -> list[dict[str, Any]]:
+        """Store a hospital's enrolments and refusals (`consent.redeem.add_enrolments`)."""
+        _check_batch(documents)
+        _check_batch(refused)
+        with self.database.unit_of_work() as connection:
+            redeem.refuse(connection, site, refused)
+            return redeem.add_enrolments(connection, self.journal, site, documents)
+
+    def enrolled(self, pid: str) -> Enrolled:
+        """The key that speaks for a record.
+
+        Raises:
+            NotEnrolledError: There is none.
+        """
+        with self.database.reading() as connection:
+            return _enrolled(connection, pid)
+
+    def pids_of_key(self, did: str) -> list[tuple[str, str]]:
+        """(pid, site) of the records this key speaks for."""
+        with self.database.reading() as connection:
+            query = sa.select(enrolment.c.pid, enrolment.c.site).where(enrolment.c.did == did)
+            return [(row.pid, row.site) for row in connection.execute(query)]
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def submit(self, documents: Sequence[Mapping[str, Json]]) -> list[dict[str, Any]]:
+        """Accept consent events, each for itself; idempotent on the document's digest.
+
+        Steps: (1) every signature and shape, before any lock; (2) in one unit of work, each event
+        continues its chain under the enrolled key; (3) all go into the log together; (4) receipts,
+        after the commit. A crash after the commit loses no event: the same documents get their
+        receipts again.
+
+        Returns:
+            For each: {"receipt" (bundle of the consent receipt), "effective_by", "problem"}.
+        """
+        _check_batch(documents)
+        # (1)
+        opened = [self._events.open(document) for document in documents]
+        # (2), (3)
+        with self.database.unit_of_work() as connection:
+            outcome = self._events.append(connection, opened)
+        # (4)
+        return self._answers(outcome)
+
+    def restrict(
+        self, pid: str, event: Restriction, actor: Literal["session", "registrar"]
+    ) -> dict[str, Any]:
+        """Revoke or suspend on behalf of whoever is entitled, signed by the hub; needs no key.
+
+        What is already so restricted stays so, and gets its receipt again.
+
+        Raises:
+            NotEnrolledError: Unknown pid.
+            ConsentChainError: There is nothing to restrict.
+        """
+        with self.database.unit_of_work() as connection:
+            key = _enrolled(connection, pid, lock=True)
+            standing = standings(connection, [pid]).get(pid)
+            if standing is not None and standing.state in {_AFTER[event], State.REVOKED}:
+                outcome: list[str | CoopError] = [standing.head_digest]
+            else:
+                document = self._events.restriction(key, standing, event, actor)
+                outcome = self._events.append(connection, [self._events.open(document)])
+        return self._only(outcome)
+
+    def draft(self, pid: str, choice: drafts.Choice) -> dict[str, Any]:
+        """An unsigned event for the patient's browser to sign (`consent.drafts.draft`)."""
+        with self.database.unit_of_work() as connection:
+            key = _enrolled(connection, pid)
+            standing = standings(connection, [pid]).get(pid)
+            return drafts.draft(connection, key, standing, choice, self.now())
+
+    def sign(self, draft_id: str, signature: str, did: str) -> dict[str, Any]:
+        """Accept a draft with the signature the browser made over it.
+
+        Raises:
+            CoopError: The signature does not verify, or the chain moved on since the draft.
+        """
+        with self.database.unit_of_work() as connection:
+            _, document = drafts.signed(connection, draft_id, did, signature, self.now())
+        opened = self._events.open(document)
+        with self.database.unit_of_work() as connection:
+            outcome = self._events.append(connection, [opened])
+        return self._only(outcome)
+
+    def pid_of_draft(self, draft_id: str) -> str:
+        """Whose draft it is.
+
+        Raises:
+            NotFoundError: No such draft.
+        """
+        with self.database.reading() as connection:
+            query = sa.select(drafts.consent_draft.c.pid).where(
+                drafts.consent_draft.c.id == draft_id
+            )
+            pid = connection.execute(query).scalar()
+        if pid is None:
+            raise NotFoundError("draft_id: not found")
+        return str(pid)
+
+    # -- questions ---------------------------------------------------------------------------------
+
+    def standing(self, pid: str) -> Standing | None:
+        """How a chain stands; None before its first event."""
+        with self.database.reading() as connection:
+            return standings(connection, [pid]).get(pid)
+
+    def overview(self, pid: str) -> dict[str, Any]:
+        """A chain in words and figures, for its owner."""
+        with snapshot(self.database) as connection:
+            key = _enrolled(connection, pid)
+            standing = standings(connection, [pid]).get(pid)
+            head = events_by_digest(connection, [standing.head_digest] if standing else [])
+        policy = standing.policy if standing else None
+        row = head.get(standing.head_digest) if standing else None
+        return {
+            "pid": pid,
+            "site": key.site,
+            "did": key.did,
+            "custody": key.custody,
+            "state": str(standing.state if standing else State.NONE),
+            "sequence": standing.sequence if standing else 0,
+            "event": row.event if row else None,
+            "at": row.at if row else None,
+            "head_sha256": standing.head_digest if standing else None,
+            "log_index": standing.log_index if standing else None,
+            "policy": policy.model_dump(mode="json", exclude_none=True) if policy else None,
+            "preset": preset_of(policy) if policy else None,
+            "summary": summary(policy),
+        }
+
+    def history(self, pid: str) -> list[dict[str, Any]]:
+        """Every event of a chain, oldest first.
+
+        Returns:
+            For each: {"sequence", "event", "actor", "at", "log_index", "digest", "proof"}; `proof`
+            is a file for `coop verify consent`: consent, enrolment and receipt, each with its proof.
+        """
+        with snapshot(self.database) as connection:
+            _enrolled(connection, pid)
+            sites = members.site_dids(connection)
+            query = (
+                sa.select(consent_event)
+                .where(consent_event.c.pid == pid)
+                .order_by(consent_event.c.sequence)
+            )
+            return [
+                {
+                    "sequence": row.sequence,
+                    "event": row.event,
+                    "actor": row.actor,
+                    "at": row.at,
+                    "log_index": row.log_index,
+                    "digest": row.digest,
+                    "proof": {
+                        **self.journal.receipt(connection, row.digest, sites=sites),
+                        "enrolment": self.journal.receipt(
+                            connection, row.enrolment_digest, sites=sites
+                        ),
+                        "receipt": self.journal.receipt(
+                            connection, row.receipt_digest, sites=sites
+                        ),
+                    },
+                }
+                for row in connection.execute(query).all()
+            ]
+
+    def lease(
+        self, site: str, nonce: str, have: int, documents_from: int | None = None
+    ) -> dict[str, Any]:
+        """The registry's word for one hospital's nonce (`consent.lease.Leases.lease`)."""
+        start = have if documents_from is None else documents_from
+        return self._leases.lease(site, nonce, have, start)
+
+    def decision(self, pid: str, request: Request) -> Decision:
+        """What the registry knows of one record; only the hospital's own decision opens it."""
+        return decide(self.standing(pid), request)
+
+    def permitted(self, request: Request) -> dict[str, list[str]]:
+        """Pids by site whose consent permits `request`, as registered; sites without any too."""
+        with snapshot(self.database) as connection:
+            found: dict[str, list[str]] = {name: [] for name in members.site_dids(connection)}
+            query = (
+                sa.select(consent_head)
+                .where(consent_head.c.state == State.ACTIVE)
+                .order_by(consent_head.c.pid)
+            )
+            for row in connection.execute(query):
+                if decide(standing_of(row, self._parsed), request).permits:
+                    found.setdefault(row.site, []).append(row.pid)
+        return found
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Enrolments and consent states by site, for operators."""
+        with snapshot(self.database) as connection:
+            found = {name: {"enrolled": 0} for name in members.site_dids(connection)}
+            keys = sa.select(enrolment.c.site, sa.func.count()).group_by(enrolment.c.site)
+            for site, count in connection.execute(keys):
+                found.setdefault(site, {})["enrolled"] = count
+            states = sa.select(consent_head.c.site, consent_head.c.state, sa.func.count()).group_by(
+                consent_head.c.site, consent_head.c.state
+            )
+            for site, state, count in connection.execute(states):
+                found.setdefault(site, {})[state] = count
+        return found
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _only(self, outcome: Sequence[str | CoopError]) -> dict[str, Any]:
+        if isinstance(outcome[0], CoopError):
+            raise outcome[0]
+        return self._answers(outcome)[0]
+
+    def _answers(self, outcome: Sequence[str | CoopError]) -> list[dict[str, Any]]:
+        with snapshot(self.database) as connection:
+            return self._events.answers(connection, outcome)
+
+
+def _enrolled(connection: sa.Connection, pid: str, *, lock: bool = False) -> Enrolled:
+    found = enrolled(connection, [pid], lock=lock).get(pid)
+    if found is None:
+        raise NotEnrolledError("pid: no hospital has enrolled a key for this record")
+    return found
+
+
+def _check_batch(items: Sequence[object]) -> None:
+    if len(items) > BATCH_MAX:
+        raise InvalidInputError(f"documents: at most {BATCH_MAX} in one request")

@@ -1,0 +1,56 @@
+"""Who permitted a request at an earlier size of the log: recomputable by anyone who holds the log.
+
+Credits go to every record whose policy permitted the study at its first round (DESIGN §7). That is
+a fact about the log at one size, so it does not matter when it is asked.
+"""
+
+from typing import Final
+
+import sqlalchemy as sa
+
+from consent.decide import Request, Standing, State, decide
+from consent.store import consent_event, enrolment
+from coop.documents.consent import Consent
+from coop.documents.envelope import open_document
+from coop.journal.store import Journal
+
+_STATE: Final = {
+    "grant": State.ACTIVE,
+    "amend": State.ACTIVE,
+    "resume": State.ACTIVE,
+    "suspend": State.SUSPENDED,
+    "revoke": State.REVOKED,
+}
+
+
+def permitted_at(
+    connection: sa.Connection, journal: Journal, request: Request, log_size: int
+) -> dict[str, list[str]]:
+    """Pids by site whose consent permitted `request` in the first `log_size` entries of the log."""
+    rows = connection.execute(
+        sa.select(consent_event, enrolment.c.site)
+        .join(enrolment, enrolment.c.pid == consent_event.c.pid)
+        .where(consent_event.c.log_index < log_size)
+        .order_by(consent_event.c.pid, consent_event.c.sequence)
+    ).all()
+    standings: dict[str, Standing] = {}
+    sites: dict[str, str] = {}
+    for row in rows:
+        before = standings.get(row.pid)
+        policy = before.policy if before else None
+        if row.event in {"grant", "amend"}:
+            document = journal.document(connection, row.digest)
+            policy = open_document(Consent, document, issuers=None).subject.policy
+        standings[row.pid] = Standing(
+            state=_STATE[row.event],
+            policy=policy,
+            head_digest=row.digest,
+            sequence=row.sequence,
+            log_index=row.log_index,
+        )
+        sites[row.pid] = row.site
+    found: dict[str, list[str]] = {}
+    for pid, standing in standings.items():
+        if decide(standing, request).permits:
+            found.setdefault(sites[pid], []).append(pid)
+    return found

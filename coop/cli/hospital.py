@@ -1,0 +1,271 @@
+"""`coop hospital`: join, import, enrol, approve, run. Acts on the hospital's own folder."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coop.cli.output import show
+from coop.errors import CoopError, Kind
+
+if TYPE_CHECKING:
+    from federated.site import Site
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+import_app = typer.Typer(no_args_is_help=True, help="Read patients' records into this hospital.")
+app.add_typer(import_app, name="import")
+
+State = Annotated[Path, typer.Option("--state", help="The hospital's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+HERE = Path(".coop/hospital")
+
+
+class FormatLaterError(CoopError):
+    """The importer for this format is not part of this release."""
+
+    code = "hospital.format-later"
+    kind = Kind.UNPROCESSABLE
+
+
+@app.command()
+def invite(
+    name: Annotated[str, typer.Argument(help="Name of the hospital, a-z first.")],
+    hub: Annotated[
+        Path | None, typer.Option("--hub-folder", help="The hub's folder; COOP_STATE by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """At the hub: make a single-use token with which the hospital NAME joins within a day."""
+    from coop.db import Database
+    from coop.members import create_invite
+    from coop.settings import Settings
+
+    database = Database((Settings(state=hub) if hub else Settings()).database())
+    with database.unit_of_work() as connection:
+        token = create_invite(connection, name, now=int(time.time()))
+    database.close()
+    show({"name": name, "token": token}, as_json, f"{token}")
+
+
+@app.command()
+def join(
+    token: Annotated[str, typer.Argument(help="The token the cooperative gave you.")],
+    name: Annotated[str, typer.Option(help="The name the token was made for.")],
+    hub: Annotated[str, typer.Option("--hub", help="https:// address of the hub.")],
+    ca: Annotated[Path | None, typer.Option(help="The hub's certificate authority file.")] = None,
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Join a cooperative: make this hospital's keys, show the public halves, pin the hub's."""
+    from federated.join import join as join_hub
+
+    site = join_hub(state, name, token=token, hub_url=hub, ca_file=ca)
+    facts = {"name": site.name, "did": site.key.did, "hub": site.trust.hub, "folder": str(state)}
+    site.close()
+    show(
+        facts,
+        as_json,
+        f"{name} joined as {facts['did']}\nthe hub's key, now pinned: {facts['hub']}",
+    )
+
+
+@import_app.command("csv")
+def import_csv(
+    path: Annotated[Path, typer.Argument(help="A CSV file with a header; one row a patient.")],
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Import a CSV file; a malformed line is set aside with its reason and stops nothing."""
+    from federated.importers import import_csv as read
+
+    site = _open(state)
+    report = read(site, path)
+    site.close()
+    facts = {
+        "rows": report.rows,
+        "new": report.new,
+        "changed": report.changed,
+        "data_version": report.data_version,
+        "quarantined": [{"line": bad.line, "reason": bad.reason} for bad in report.quarantined],
+    }
+    lines = [f"{report.rows} patients read, {report.new} new, {report.changed} changed"]
+    lines += [f"line {bad.line} set aside: {bad.reason}" for bad in report.quarantined[:20]]
+    show(facts, as_json, "\n".join(lines))
+
+
+@import_app.command("fhir")
+def import_fhir(path: Path) -> None:
+    """FHIR bundles: not in this release."""
+    raise FormatLaterError(f"{path.name}: FHIR import comes later; export a CSV and import that")
+
+
+@import_app.command("omop")
+def import_omop(path: Path) -> None:
+    """OMOP tables: not in this release."""
+    raise FormatLaterError(f"{path.name}: OMOP import comes later; export a CSV and import that")
+
+
+@app.command()
+def enrol(
+    record_key: Annotated[str, typer.Argument(help="The patient's record number.")],
+    method: Annotated[str, typer.Option(help="desk, post or custodial.")] = "desk",
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Print a single-use code for a patient whose identity you have checked."""
+    from federated import desk
+
+    if method not in {"desk", "post", "custodial"}:
+        raise typer.BadParameter("method: must be desk, post or custodial")
+    site = _open(state)
+    codes = desk.enrol(site, [record_key], method=method, now=int(time.time()))  # type: ignore[arg-type]  # checked above
+    site.close()
+    text = f"{codes[record_key]}\nsingle use, valid for seven days; it is shown only now"
+    show({"code": codes[record_key]}, as_json, text)
+
+
+@app.command()
+def doctor(state: State = HERE, as_json: Json = False) -> None:
+    """Check this node; exit 1 if something needs mending."""
+    from federated.doctor import checks
+
+    site = _open(state)
+    report = checks(site)
+    site.close()
+    lines = []
+    for name, entry in report["checks"].items():
+        lines.append(f"{'ok  ' if entry['ok'] else 'FAIL'} {name:16} {entry['found']}")
+        if not entry["ok"] and entry.get("fix"):
+            lines.append(f"     fix: {entry['fix']}")
+    show(report, as_json, "\n".join(lines))
+    raise typer.Exit(0 if report["ok"] else 1)
+
+
+@app.command("dry-run")
+def dry_run(
+    study: Annotated[str, typer.Argument(help="Study id.")],
+    version: Annotated[
+        int | None, typer.Option(help="Study version; the newest if not given.")
+    ] = None,
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Show what approving STUDY would sign and how many records it could use; signs nothing."""
+    from federated import approval
+
+    site = _open(state)
+    review = approval.review(site, _hub(site), study, version, now=int(time.time()))
+    site.close()
+    show(review, as_json, _lines(review))
+
+
+@app.command()
+def approve(
+    study: Annotated[str, typer.Argument(help="Study id.")],
+    version: Annotated[
+        int | None, typer.Option(help="Study version; the newest if not given.")
+    ] = None,
+    epsilon_cap: Annotated[
+        str, typer.Option(help="This hospital's limit for epsilon, at most 3.")
+    ] = "1",
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Sign STUDY with this hospital's key: only then does the node accept its orders."""
+    from federated import approval
+
+    site = _open(state)
+    signed = approval.approve(
+        site,
+        _hub(site),
+        study,
+        version=version,
+        epsilon_cap=epsilon_cap,
+        now=int(time.time()),
+    )
+    site.close()
+    show({"approval": signed}, as_json, f"approved {study} with the key of {site.name}")
+
+
+@app.command()
+def run(
+    state: State = HERE,
+    port: Annotated[
+        int, typer.Option(help="Loopback port of the console's API; 0 picks one.")
+    ] = 8450,
+) -> None:
+    """Run this hospital's node until Ctrl-C. It only dials out; the API is for this house."""
+    from coop import logs
+    from federated.node import Node, staff_token
+
+    logs.configure()
+    site = _open(state)
+    staff_token(site.folder)
+    print(
+        f"{site.name}: node starts; staff token in {site.folder / 'staff.token'}", file=sys.stderr
+    )
+    Node(site).run(port)
+
+
+@app.command()
+def status(state: State = HERE, as_json: Json = False) -> None:
+    """What the running node says of itself."""
+    facts = _local(state).get("/local/v1/status")
+    show(facts, as_json, _lines(facts))
+
+
+@app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(help="A new folder for the copy.")],
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Copy this hospital's database and keys while the node runs; keep the copy as safe as keys."""
+    from coop.backup import backup_folder
+
+    report = backup_folder(state, target, database="node.sqlite")
+    show(report, as_json, f"{report['files']} files in {target}")
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="A folder made by backup.")],
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Put a backup into an empty folder. Budget spent after the backup is unknown: approve anew."""
+    from coop.backup import restore_folder
+
+    report = restore_folder(source, state)
+    show(report, as_json, f"{report['files']} files in {state}")
+
+
+def _open(state: Path) -> "Site":
+    from federated.site import Site
+
+    return Site.open(state)
+
+
+def _hub(site: "Site") -> Any:  # noqa: ANN401  (imported only where a command needs it)
+    from coop.client import Client
+
+    return Client(site.hub_url, site.ca_file, key=site.key)
+
+
+def _local(state: Path) -> Any:  # noqa: ANN401  (imported only where a command needs it)
+    from coop.client import Client
+    from coop.errors import UnavailableError
+    from federated.node import staff_token
+
+    address = state / "local.url"
+    if not address.exists():
+        raise UnavailableError(f"{state}: no node runs here; start it with `coop hospital run`")
+    return Client(address.read_text().strip(), token=staff_token(state))
+
+
+def _lines(facts: dict[str, Any]) -> str:
+    width = shutil.get_terminal_size().columns
+    return "\n".join(f"{name:24} {str(value)[: width - 26]}" for name, value in facts.items())

@@ -1,0 +1,334 @@
+"""`coop patient`: enrol, decide, withdraw and look, with a key file that never leaves this machine.
+
+One key speaks for one record at one hospital. Everything that comes back is verified against a
+trust file (`--trust`, `COOP_TRUST_FILE`): without one it is shown and marked NOT VERIFIED.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+
+from coop.cli.output import show
+from coop.errors import CoopError, Kind
+
+if TYPE_CHECKING:
+    from coop.client import Client
+    from coop.documents.consent import Policy
+    from coop.journal.trust import Trust
+    from coop.keys import SigningKey
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+KeyFile = Annotated[Path, typer.Option("--key", help="Your key file; keep it, and keep a copy.")]
+TrustFile = Annotated[
+    Path | None, typer.Option("--trust", help="Keys to trust; default COOP_TRUST_FILE.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+HERE: Final = Path("patient.key")
+_POLL_S: Final = 1.0
+_MOVED_ON: Final = "consent.chain"
+_TRIES: Final = 3  # the chain may grow between reading and signing (a suspension at the desk)
+
+
+class NotEnrolledYetError(CoopError):
+    """The hospital has not answered the redemption, or refused it."""
+
+    code = "patient.not-enrolled"
+    kind = Kind.CONFLICT
+
+
+class ConsentRefusedError(CoopError):
+    """The registry refused the signed event."""
+
+    code = "patient.refused"
+    kind = Kind.CONFLICT
+
+
+@app.command()
+def new(
+    code: Annotated[str, typer.Option(help="The enrolment code from your hospital.")],
+    key: KeyFile = HERE,
+    wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for the hospital.")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key for the record your code names and have your hospital enrol it.
+
+    The code's secret stays here. A repeat with the same key file continues where it stopped.
+    """
+    from coop.enrolment import parse_code, redemption
+    from coop.keys import SigningKey
+
+    parse_code(code)  # refused before a key is made
+    if not key.exists():
+        SigningKey.generate().save(key)
+    signing = SigningKey.load(key)
+    with _client(signing) as client:
+        sent = {"redemptions": [redemption(code, signing)]}
+        result = client.post("/v1/enrolments:redeem", sent)["results"][0]
+        _raise_if_refused(result.get("problem"))
+        until = time.monotonic() + wait
+        pid = _pid_or_none(client)
+        state = str(result["state"])
+        while pid is None and state == "pending" and time.monotonic() < until:
+            time.sleep(_POLL_S)
+            state = str(client.get(f"/v1/enrolments/{result['code_id']}")["state"])
+            pid = _pid_or_none(client)
+    if state == "refused":
+        raise NotEnrolledYetError("code: your hospital refused it; ask at its desk for a new one")
+    facts = {
+        "code_id": result["code_id"],
+        "site": result["site"],
+        "did": signing.did,
+        "key_file": str(key),
+        "state": "enrolled" if pid else state,
+        "pid": pid,
+    }
+    text = f"key in {key}; {result['site']} has enrolled it for your record"
+    if pid is None:
+        text = f"key in {key}; {result['site']} has not answered yet: run this again later"
+    show(facts, as_json, text)
+
+
+@app.command()
+def consent(  # noqa: PLR0913, PLR0917  (one per option of the command)
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="all-research, with-companies, no-companies, train-only, disease-only, "
+            "this-study or refuse."
+        ),
+    ],
+    key: KeyFile = HERE,
+    data_class: Annotated[str, typer.Option(help="The kind of data.")] = "cardiology",
+    disease: Annotated[str | None, typer.Option(help="MONDO code, for disease-only.")] = None,
+    study: Annotated[str | None, typer.Option(help="Study id, for this-study.")] = None,
+    epsilon_cap: Annotated[
+        str | None, typer.Option(help="Your own limit of privacy cost per study, like 0.5.")
+    ] = None,
+    trust: TrustFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide: sign a policy for your record. A later decision replaces an earlier one."""
+    from consent.policy import preset as ready_made
+
+    policy = ready_made(
+        preset,
+        data_class=data_class,
+        disease=disease,
+        study_id=study,
+        epsilon_cap_micro=_micro(epsilon_cap),
+    )
+    _decide(key, trust, policy, as_json=as_json)
+
+
+@app.command()
+def withdraw(key: KeyFile = HERE, trust: TrustFile = None, as_json: AsJson = False) -> None:
+    """Withdraw: from a minute from now on, nothing new uses your record."""
+    _decide(key, trust, None, as_json=as_json)
+
+
+@app.command()
+def receipts(
+    key: KeyFile = HERE,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to keep each receipt in, for coop verify.")
+    ] = None,
+    trust: TrustFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every decision of yours with its proof, verified."""
+    import orjson
+
+    from coop.verify import verify_consent
+
+    pinned = _trusted(trust)
+    with _client(_key(key)) as client:
+        pid = _pid(client)
+        events = client.get(f"/v1/consents/{pid}/history")["events"]
+    for event in events:
+        report = verify_consent(event["proof"], pinned) if pinned else None
+        event["verified"] = report is not None
+        event["witnessed"] = report.witnessed if report else False
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            event["file"] = str(out / f"consent-{event['sequence']:04d}.json")
+            Path(event["file"]).write_bytes(orjson.dumps(event["proof"]))
+    lines = [
+        f"{event['sequence']:>3} {event['event']:8} entry {event['log_index']:<7} "
+        f"{'verified' if event['verified'] else 'NOT VERIFIED'}"
+        f"{', seen by other hospitals' if event['witnessed'] else ''}"
+        for event in events
+    ]
+    show({"pid": pid, "events": events}, as_json, "\n".join(lines) or "no decision yet")
+
+
+@app.command()
+def statement(key: KeyFile = HERE, trust: TrustFile = None, as_json: AsJson = False) -> None:
+    """What used your record: your hospital's own signed list, relayed and kept nowhere."""
+    from coop.documents.consent import UseStatement
+    from coop.verify import open_as
+
+    pinned = _trusted(trust)
+    with _client(_key(key)) as client:
+        pid = _pid(client)
+        document = client.get("/v1/me/uses", pid=pid)
+    document = document.get("document", document)
+    if pinned:
+        opened = open_as(UseStatement, document, pinned).subject
+        if opened.pid != pid:
+            raise ConsentRefusedError("statement: it is about another record")
+    said = document["credentialSubject"]
+    lines = [
+        f"{use['what']:15} study {use['study_id']} v{use['version']} "
+        f"{'round ' + str(use['round']) if use.get('round') else ''}"
+        for use in said["uses"]
+    ]
+    until = said.get("excluded_from")
+    lines.append(f"withdrawn since {until} (UTC seconds)" if until else "not withdrawn")
+    lines.append(f"signed by {said['site']}" if pinned else "signatures: NOT VERIFIED")
+    show({"verified": pinned is not None, "statement": document}, as_json, "\n".join(lines))
+
+
+def _decide(key_file: Path, trust: Path | None, policy: "Policy | None", *, as_json: bool) -> None:
+    pinned = _trusted(trust)
+    signing = _key(key_file)
+    with _client(signing) as client:
+        pid = _pid(client)
+        found = _submitted(client, signing, pid, policy)
+    if found is None:
+        facts: dict[str, Any] = {"pid": pid, "event": None}
+        show(facts, as_json, "nothing to do: there is no consent in force")
+        return
+    document, result = found
+    facts = {
+        "pid": pid,
+        "event": document["credentialSubject"]["event"],
+        "effective_by": result["effective_by"],
+        "receipt": result["receipt"],
+        **_checked(result["receipt"], document, pinned),
+    }
+    text = (
+        f"{facts['event']} recorded at entry {facts['index']}, in force everywhere by "
+        f"{facts['effective_by']} (UTC seconds)\n"
+        f"receipt: {'verified' if facts['verified'] else 'NOT VERIFIED'}"
+    )
+    show(facts, as_json, text)
+
+
+def _submitted(
+    client: "Client", signing: "SigningKey", pid: str, policy: "Policy | None"
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The event that was sent and the registry's answer; None when there is nothing to withdraw."""
+    problem: Mapping[str, Any] | None = None
+    for _ in range(_TRIES):
+        document = _event(signing, client.get(f"/v1/consents/{pid}"), policy)
+        if document is None:
+            return None
+        result = client.post("/v1/consents", {"documents": [document]})["results"][0]
+        problem = result.get("problem")
+        if problem is None:
+            return document, result
+        if problem["code"] != _MOVED_ON:
+            break
+    _raise_if_refused(problem)
+    return None
+
+
+def _event(
+    signing: "SigningKey", standing: Mapping[str, Any], policy: "Policy | None"
+) -> dict[str, Any] | None:
+    """The next event of the chain, signed; None when there is nothing to withdraw."""
+    from coop.documents.consent import Consent
+    from coop.documents.envelope import issue
+
+    state = standing["state"]
+    if policy is None and state in {"none", "revoked"}:
+        return None
+    granting: Literal["amend", "grant"] = "amend" if state == "active" else "grant"
+    subject = Consent(
+        pid=standing["pid"],
+        site=standing["site"],
+        domain="research",
+        sequence=standing["sequence"] + 1,
+        previous=standing["head_sha256"],
+        event="revoke" if policy is None else granting,
+        policy=policy,
+    )
+    return dict(issue(subject, signing, int(time.time())))
+
+
+def _checked(
+    bundle: Mapping[str, Any], document: Mapping[str, Any], pinned: "Trust | None"
+) -> dict[str, Any]:
+    """Whether the receipt acknowledges exactly this event, under the pinned keys."""
+    from coop.canonical import document_digest
+    from coop.verify import verify_consent
+
+    said = bundle["document"]["credentialSubject"]
+    if said["consent_sha256"] != document_digest(document):
+        raise ConsentRefusedError("receipt: it acknowledges another event than the one sent")
+    if pinned is None:
+        return {"index": said["index"], "verified": False, "witnessed": False}
+    report = verify_consent(bundle, pinned)
+    return {"index": said["index"], "verified": True, "witnessed": report.witnessed}
+
+
+def _key(path: Path) -> "SigningKey":
+    from coop.keys import SigningKey
+
+    return SigningKey.load(path)
+
+
+def _client(signing: "SigningKey") -> "Client":
+    from coop.client import Client
+    from coop.settings import Settings
+
+    settings = Settings()
+    return Client(settings.hub_url, settings.ca_file, key=signing)
+
+
+def _trusted(path: Path | None) -> "Trust | None":
+    from coop.settings import Settings
+    from coop.verify import Trust
+
+    chosen = path or Settings().trust_file
+    if chosen is None:
+        print("no trust file: nothing that comes back can be verified", file=sys.stderr)
+        return None
+    return Trust.load(chosen)
+
+
+def _pid_or_none(client: "Client") -> str | None:
+    pids = client.get("/v1/me")["pids"]
+    return str(pids[0]["pid"]) if pids else None
+
+
+def _pid(client: "Client") -> str:
+    pid = _pid_or_none(client)
+    if pid is None:
+        raise NotEnrolledYetError("key: your hospital has not enrolled it; coop patient new --code")
+    return pid
+
+
+def _micro(text: str | None) -> int | None:
+    from decimal import Decimal, InvalidOperation
+
+    from coop.errors import InvalidInputError
+
+    if text is None:
+        return None
+    try:
+        exact = Decimal(text) * 1_000_000
+    except InvalidOperation as error:
+        raise InvalidInputError("--epsilon-cap: must be a number like 0.5") from error
+    if not exact.is_finite() or exact < 0 or exact != int(exact):
+        raise InvalidInputError("--epsilon-cap: must be a number like 0.5, at most six places")
+    return int(exact)
+
+
+def _raise_if_refused(problem: Mapping[str, Any] | None) -> None:
+    if problem is not None:
+        raise ConsentRefusedError(f"{problem['code']}: {problem['detail']}")

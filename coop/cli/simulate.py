@@ -1,0 +1,124 @@
+"""`coop simulate`: what a study would reach, with the training code of the hospitals."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from federated.simulate import Mode, SplitRule
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def simulate(  # noqa: PLR0913  (the options of a command line)
+    study_file: Annotated[Path, typer.Argument(help="Study file, e.g. examples/heart.yaml.")],
+    *,
+    site: Annotated[
+        list[str] | None,
+        typer.Option("--site", help="NAME=CSV per hospital; none: the four bundled ones."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="A (each hospital adds its noise), B or none.")
+    ] = "A",
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", help="Instead of the study's own.")
+    ] = None,
+    runs: Annotated[
+        int, typer.Option("--runs", help="Trainings with independent noise; all are reported.")
+    ] = 5,
+    split: Annotated[
+        str, typer.Option("--split", help="Test patients: auto, flamby or fold.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Train the study on files in one process: same code, no consent, no network.
+
+    The figures are exact, so use it on public files; what a real run releases is noised.
+    """
+    import orjson
+
+    from coop.documents.study import Study
+    from coop.studyfile import load_study
+    from federated.simulate import load, report, with_epsilon
+    from federated.simulate import simulate as run
+
+    chosen_mode, rule = _choices(mode, split)
+    study = with_epsilon(Study.model_validate(load_study(study_file)), epsilon)
+    data, words = load(study, _files(site or []), rule)
+    with _bar(runs, quiet=as_json) as advance:
+        finished = run(study, data, mode=chosen_mode, runs=runs, progress=advance)
+    document = report(study, data, finished, mode=chosen_mode, split_rule=words)
+    if as_json:
+        print(orjson.dumps(document).decode())
+    else:
+        _show(document)
+
+
+def _choices(mode: str, split: str) -> "tuple[Mode, SplitRule]":
+    from federated.simulate import Mode, SplitRule
+
+    if mode not in set(Mode):
+        raise typer.BadParameter("must be A, B or none", param_hint="--mode")
+    if split not in set(SplitRule):
+        raise typer.BadParameter("must be auto, flamby or fold", param_hint="--split")
+    return Mode(mode), SplitRule(split)
+
+
+def _files(sites: list[str]) -> dict[str, Path]:
+    from federated.data import SITES, csv_of
+
+    if not sites:
+        return {name: csv_of(name) for name in SITES}
+    files: dict[str, Path] = {}
+    for entry in sites:
+        name, equals, path = entry.partition("=")
+        if not equals or not name or name in files:
+            raise typer.BadParameter("must be NAME=CSV, each name once", param_hint="--site")
+        files[name] = Path(path)
+    return files
+
+
+@contextmanager
+def _bar(runs: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr, where a person watches; yields what moves it on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    hidden = quiet or not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), disable=hidden) as progress:
+        task = progress.add_task("training", total=runs)
+        yield lambda: progress.advance(task)
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from federated.data import ATTRIBUTION
+
+    private = document["privacy"]
+    promise = (
+        f"epsilon {document['epsilon']:g} (training {private['training_epsilon']:.3f}), "
+        f"delta {document['delta']:g}, per patient, add/remove, mode A"
+        if private
+        else "no privacy: no noise was added"
+    )
+    print(f"{document['study_id']}: {document['runs']} runs, {promise}")
+    print(f"test patients: {document['split']}")
+    references = document["references"]
+    table = Table("figure", "mean", "sd", "local only*", "pooled, not private*")
+    for name, value in document["metrics"].items():
+        others = (references[key][name]["mean"] for key in ("local_only", "pooled_non_private"))
+        table.add_row(name, *(_three(v) for v in (value["mean"], value["sd"], *others)))
+    Console().print(table)
+    print(f"* {references['note']}")
+    print(ATTRIBUTION)
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,167 @@
+"""`coop study`: propose, list, show, train and cancel studies, with a researcher's own key."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from coop.cli.output import show
+from coop.errors import CoopError, Kind
+
+if TYPE_CHECKING:
+    from coop.client import Client
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The study's id.")]
+Version = Annotated[int | None, typer.Option(help="Its version; the newest by default.")]
+_POLL_S: Final = 1.0
+_ENDED: Final = frozenset({"finished", "failed", "cancelled"})
+_OPEN: Final = frozenset({"queued", "running"})
+
+
+class NoApiKeyError(CoopError):
+    """A researcher's command needs her API key."""
+
+    code = "study.no-api-key"
+    kind = Kind.UNAUTHENTICATED
+
+
+class TrainingFailedError(CoopError):
+    """The training run ended without a model."""
+
+    code = "study.training-failed"
+    kind = Kind.CONFLICT
+
+
+@app.command()
+def propose(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The study file.")
+    ],
+    key: Annotated[Path, typer.Option(help="Your own signing key.")] = Path("researcher.key"),
+    new_key: Annotated[bool, typer.Option("--new-key", help="Make the key file first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sign the study in FILE with your own key and propose it."""
+    from coop.documents.envelope import issue
+    from coop.documents.study import Study
+    from coop.keys import SigningKey
+    from coop.studyfile import load_study
+
+    study = Study.model_validate(load_study(file))
+    if new_key:
+        SigningKey.generate().save(key)
+    document = issue(study, SigningKey.load(key), int(time.time()))
+    with _client(required=True) as client:
+        answer = client.post("/v1/studies", {"document": document})
+    text = (
+        f"proposed {answer['study_id']} v{answer['version']}: {answer['digest']}\n"
+        f"it is ready when {answer['quorum']} hospitals have approved it"
+    )
+    show(answer, as_json, text)
+
+
+@app.command("list")
+def listed(as_json: AsJson = False) -> None:
+    """Every study with its state and who has approved it."""
+    with _client() as client:
+        answer = client.get("/v1/studies")
+    lines = [
+        f"{study['study_id']:24} v{study['version']:<3} {study['state']:10} "
+        f"{len(study['approvals'])} of {study['quorum']} approvals  {study['title']}"
+        for study in answer["studies"]
+    ]
+    show(answer, as_json, "\n".join(lines) or "no study yet; coop study propose FILE")
+
+
+@app.command("show")
+def shown(study_id: Id, version: Version = None, as_json: AsJson = False) -> None:
+    """One study: what it asks, its budget, its approvals. Its signature is verified here."""
+    with _client() as client:
+        answer = client.get(f"/v1/studies/{study_id}", version=version)
+    opened = _opened(answer["document"])
+    study = opened.subject
+    budget = study.budget
+    text = (
+        f"{study.study_id} v{study.version} ({answer['state']}): {study.title}\n"
+        f"{study.lay_summary}\n"
+        f"by {study.proposer}, signed by {opened.issuer}\n"
+        f"purpose {study.purpose} {study.disease or ''}; uses {', '.join(study.uses)}\n"
+        f"privacy: epsilon {budget.epsilon_micro / 1e6:g}, delta {budget.delta_pico / 1e12:g}, "
+        f"add/remove one patient\n"
+        f"approved by {', '.join(a['site'] for a in answer['approvals']) or 'nobody yet'}; "
+        f"{answer['quorum']} needed"
+    )
+    show(answer, as_json, text)
+
+
+@app.command()
+def train(
+    study_id: Id,
+    version: Version = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow the rounds to the end.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Order the training of a ready study and follow it; exit 1 if no model comes of it."""
+    body: dict[str, object] = {"study_id": study_id}
+    if version is not None:
+        body["version"] = version
+    with _client(required=True) as client:
+        run = client.post("/v1/rounds", body)["run"]
+        seen = -1
+        while wait and run["state"] not in _ENDED:
+            if run["round"] != seen and not as_json:
+                seen = run["round"]
+                waiting = f" ({run['error']})" if run["error"] else ""
+                print(f"round {seen} of {run['rounds']}{waiting}", flush=True)
+            time.sleep(_POLL_S)
+            run = _plain(client.get(f"/v1/rounds/{run['order_sha256']}"))
+    show(run, as_json, f"{run['order_sha256']}: {run['state']}")
+    if run["state"] in {"failed", "cancelled"}:
+        raise TrainingFailedError(f"run: {run['state']} ({run['error']})")
+
+
+@app.command()
+def cancel(study_id: Id, version: Version = None, as_json: AsJson = False) -> None:
+    """Stop the study's training, or cancel the study if it is not training.
+
+    What hospitals were charged in privacy stays charged; a study that was stopped is ready again.
+    """
+    with _client(required=True) as client:
+        study = client.get(f"/v1/studies/{study_id}", version=version)
+        if study["state"] == "training":
+            runs = client.get("/v1/rounds", study_id=study_id)["runs"]
+            mine = [r for r in runs if r["version"] == study["version"] and r["state"] in _OPEN]
+            stopped = [client.delete(f"/v1/rounds/{run['order_sha256']}") for run in mine]
+            facts: dict[str, Any] = {"study_id": study_id, "stopped": stopped}
+            show(facts, as_json, f"stopped {len(stopped)} training run(s) of {study_id}")
+            return
+        number = study["version"]
+        answer = client.delete(f"/v1/studies/{study_id}?version={number}")
+    show(answer, as_json, f"{study_id} v{number} is {answer['state']}")
+
+
+def _client(*, required: bool = False) -> "Client":
+    from coop.client import Client
+    from coop.settings import Settings
+
+    settings = Settings()
+    token = settings.api_key.get_secret_value() if settings.api_key else None
+    if token is None and required:
+        raise NoApiKeyError("COOP_API_KEY: set it to your API key")
+    return Client(settings.hub_url, settings.ca_file, token=token)
+
+
+def _opened(document: dict[str, Any]) -> Any:  # noqa: ANN401  (its type would load what `--help` need not)
+    from coop.documents.envelope import open_document
+    from coop.documents.study import Study
+
+    return open_document(Study, document, issuers=None)
+
+
+def _plain(run: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run.items() if name not in {"order", "records"}}

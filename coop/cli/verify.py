@@ -1,0 +1,105 @@
+"""`coop verify`: check receipts, consents, passports, rounds and the whole log, offline.
+
+Exit 0: everything verified. Exit 1: it did not, or no trust file was given. Exit 2: wrong usage.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from coop.canonical import Json, parse_object
+from coop.cli.output import show
+from coop.errors import CoopError, InvalidInputError
+from coop.verify import (
+    NoTrustFileError,
+    Report,
+    Trust,
+    verify_consent,
+    verify_log,
+    verify_passport,
+    verify_receipt,
+    verify_round,
+)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Verify documents offline.")
+
+_FILE_BYTES_MAX: Final = 268_435_456  # a log of a million entries is 180 MB
+_ARTEFACTS: Final = ("model.safetensors", "model.onnx", "io.json")
+
+_File = Annotated[
+    Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The file to verify.")
+]
+_TrustFile = Annotated[
+    Path | None,
+    typer.Option("--trust", metavar="FILE", help="Keys to trust; default COOP_TRUST_FILE."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+
+
+@app.command()
+def receipt(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> None:
+    """Verify any receipt bundle: logged, signed, and by whoever may say this."""
+    _show(lambda: verify_receipt(_read(file), _trusted(trust)), as_json)
+
+
+@app.command()
+def consent(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> None:
+    """Verify a consent and the registry's receipt for it."""
+    _show(lambda: verify_consent(_read(file), _trusted(trust)), as_json)
+
+
+@app.command()
+def log(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> None:
+    """Verify a whole exported log: every leaf, the root, the signatures."""
+    _show(lambda: verify_log(_read(file), _trusted(trust)), as_json)
+
+
+@app.command()
+def passport(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> None:
+    """Verify a model's passport, and the model's files that lie beside it."""
+    _show(lambda: verify_passport(_read(file), _trusted(trust), _beside(file)), as_json)
+
+
+@app.command("round")
+def training_round(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> None:
+    """Verify a training round: the chain from the study to the hub's record."""
+    _show(lambda: verify_round(_read(file), _trusted(trust)), as_json)
+
+
+def _trusted(path: Path | None) -> Trust:
+    if path is None:
+        from coop.settings import Settings
+
+        path = Settings().trust_file
+    if path is None:
+        raise NoTrustFileError("no keys to trust: pass --trust FILE or set COOP_TRUST_FILE")
+    return Trust.load(path)
+
+
+def _read(file: Path) -> dict[str, Json]:
+    if file.stat().st_size > _FILE_BYTES_MAX:
+        raise InvalidInputError(f"{file.name}: larger than {_FILE_BYTES_MAX} bytes")
+    return parse_object(file.read_bytes(), bytes_max=_FILE_BYTES_MAX)
+
+
+def _beside(file: Path) -> Mapping[str, bytes]:
+    found = [file.parent / name for name in _ARTEFACTS]
+    return {path.name: path.read_bytes() for path in found if path.is_file()}
+
+
+def _show(verify: Callable[[], Report], as_json: bool) -> None:
+    try:
+        report = verify()
+    except CoopError as error:
+        if as_json:
+            said = {"ok": False, "code": error.code, "message": error.message}
+            show(said, as_json, "")
+        print(str(error), file=sys.stderr)
+        raise typer.Exit(1) from error
+    lines = [f"ok   {step}" for step in report.steps]
+    if not report.witnessed:
+        lines.append("note too few hospitals have cosigned a checkpoint here: not yet witnessed")
+    show(report.to_json(), as_json, "\n".join([*lines, f"{report.what}: verified"]))

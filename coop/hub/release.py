@@ -1,0 +1,128 @@
+"""From a finished training to a released model: evaluation, passport, pools. Wiring, no rules.
+
+Everything here happens once: a crash before the end repeats the whole release, which finds what is
+there and changes nothing the second time.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import sqlalchemy as sa
+
+from consent.decide import Request
+from consent.snapshot import permitted_at
+from coop import catalogue
+from coop.catalogue import Catalogue, Cost
+from coop.db import Database
+from coop.documents.study import MICRO, Study
+from coop.documents.training import GroupMetric
+from coop.economy import Economy
+from coop.journal.store import Journal, signed_document
+from federated import metrics
+from federated.accounting import plan
+from federated.rounds import Rounds
+from federated.run_tables import RunResult, round_request
+
+_PURPOSE: Final = "train-federated"
+
+
+class Releases:
+    """Releases the model of a finished order.
+
+    Args:
+        database: The hub's.
+        journal: The log whose size at the first round fixes who earns.
+        rounds: Finished runs.
+        models: The catalogue.
+        economy: The pools.
+        now: UTC seconds.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal,
+        rounds: Rounds,
+        models: Catalogue,
+        economy: Economy,
+        *,
+        now: Callable[[], int],
+    ) -> None:
+        self._database = database
+        self._journal = journal
+        self._rounds = rounds
+        self._models = models
+        self._economy = economy
+        self._now = now
+
+    def release(self, order_sha256: str) -> None:
+        """Build the model of this order, sign its passport, open its pools; once."""
+        with self._database.unit_of_work() as connection:
+            result = self._rounds.result(connection, order_sha256)
+            model_id = catalogue.model_id_of(result.order)
+            if catalogue.exists(connection, model_id):
+                return
+            permitted = self._permitted(connection, result)
+            weights = {entry.site: 0 for entry in result.order.subject.roster}
+            weights |= {site: len(pids) for site, pids in permitted.items() if site in weights}
+            self._models.release(
+                connection,
+                order=result.order,
+                study=result.study,
+                record_sha256s=result.record_sha256s,
+                weights=result.weights,
+                metrics=_metrics(result),
+                hospital_weights=weights,
+                cost=_cost(result),
+            )
+            rosters = {site: permitted.get(site, []) for site in weights}
+            self._economy.open_pools(connection, model_id, rosters, weights)
+
+    def _permitted(self, connection: sa.Connection, result: RunResult) -> dict[str, list[str]]:
+        """Registry knowledge at the first round's place in the log: membership does not leak."""
+        first = connection.execute(
+            sa.select(signed_document.c.log_index)
+            .join(round_request, round_request.c.digest == signed_document.c.digest)
+            .where(round_request.c.order_sha256 == result.order.digest)
+            .order_by(round_request.c.round)
+            .limit(1)
+        ).scalar_one()
+        request = request_of(result.study, _PURPOSE, self._now())
+        return permitted_at(connection, self._journal, request, int(first))
+
+
+def request_of(study: Study, action: str, at: int) -> Request:
+    """What `study` asks of a policy."""
+    return Request(
+        action=action,
+        purpose=study.purpose,
+        data_class=study.data_class,
+        study_id=study.study_id,
+        organisation=study.proposer,
+        commercial=study.commercial,
+        at=at,
+        disease=study.disease,
+    )
+
+
+def _cost(result: RunResult) -> Cost:
+    split = plan(result.study.budget, result.study.recipe.rounds)
+    return Cost(
+        epsilon_micro=math.ceil(split.epsilon * MICRO),
+        training_epsilon_micro=math.ceil(split.training_epsilon * MICRO),
+    )
+
+
+def _metrics(result: RunResult) -> list[GroupMetric]:
+    if result.histogram is None:
+        return []
+    sigma = plan(result.study.budget, result.study.recipe.rounds).evaluation_sigma_micro / MICRO
+    return metrics.measure(
+        result.histogram,
+        list(result.study.evaluation.groups),
+        noise_sd=sigma * float(np.sqrt(result.evaluated_sites)),
+        # Spreads the known noise for the error bars; seeded by the order so that anyone recomputes.
+        generator=np.random.default_rng(int(result.order.digest[:16], 16)),
+    )

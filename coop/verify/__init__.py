@@ -1,0 +1,33 @@
+"""Offline verification: what a file says, who signed it, that the log holds it, who saw the log.
+
+Nothing here asks the network or believes the document under test: keys come from the trust file
+alone. Every function returns a report of the steps taken or raises; a report is never half true.
+"""
+
+from coop.journal.trust import NoTrustFileError, Trust, TrustFileError
+from coop.verify.bundles import (
+    Report,
+    VerificationError,
+    open_as,
+    verify_consent,
+    verify_document_by_kind,
+    verify_log,
+    verify_passport,
+    verify_receipt,
+)
+from coop.verify.rounds import verify_round
+
+__all__ = [
+    "NoTrustFileError",
+    "Report",
+    "Trust",
+    "TrustFileError",
+    "VerificationError",
+    "open_as",
+    "verify_consent",
+    "verify_document_by_kind",
+    "verify_log",
+    "verify_passport",
+    "verify_receipt",
+    "verify_round",
+]

@@ -1,0 +1,179 @@
+"""What a study costs one patient in privacy: exact arithmetic of full-batch Gaussian releases.
+
+A release with sensitivity 1 and noise sigma is (1/sigma)-Gaussian-DP; releases compose as
+mu² = Σ 1/sigma², and rho = mu²/2 is the zCDP cost. The curve delta(epsilon) is exact (Balle & Wang
+2018, theorem 8), not the central-limit bound. Relation: add or remove one patient. Pure.
+
+Stored figures are integers (`rho_nano`, `sigma_micro`), always rounded to the side that charges
+the patient's budget more or adds more noise, so sums never drift in anybody's favour.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from scipy.optimize import brentq
+from scipy.special import log_ndtr, ndtr
+
+from coop.documents.study import MICRO, NANO, PICO, Budget
+from coop.errors import InvalidInputError, Kind
+
+LIFETIME_ALPHA: Final = 4  # fixed at enrolment, privacy.md §4
+LIFETIME_EPSILON: Final = 10.0
+LIFETIME_DELTA: Final = 1e-6
+
+_MU_MIN: Final = 1e-8
+_MU_MAX: Final = 1e3
+_EPSILON_MAX: Final = 1e6
+_PERCENT: Final = 100
+
+
+class ImpossiblePlanError(InvalidInputError):
+    """The budget cannot be split so; the message names the field."""
+
+    code = "budget.impossible-plan"
+    kind = Kind.UNPROCESSABLE
+
+
+def gdp_delta(epsilon: float, mu: float) -> float:
+    """The smallest delta for which a mu-Gaussian-DP mechanism is (epsilon, delta)-DP."""
+    # Second term in logarithms: e^epsilon alone overflows where the product is tiny.
+    second = math.exp(epsilon + float(log_ndtr(-epsilon / mu - mu / 2)))
+    return max(0.0, float(ndtr(-epsilon / mu + mu / 2)) - second)
+
+
+def mu_for(epsilon: float, delta: float) -> float:
+    """The largest mu that is (epsilon, delta)-DP; rounding errs below it."""
+    if not (epsilon > 0 and 0 < delta < 1):
+        raise ImpossiblePlanError("epsilon must be positive and delta between 0 and 1")
+    mu = float(brentq(lambda m: gdp_delta(epsilon, m) - delta, _MU_MIN, _MU_MAX, xtol=1e-12))
+    return mu * (1 - 1e-9)
+
+
+def sigma_for(epsilon: float, delta: float, rounds: int) -> float:
+    """The noise multiplier at which `rounds` full-batch rounds together cost (epsilon, delta)."""
+    return math.sqrt(rounds) / mu_for(epsilon, delta)
+
+
+def epsilon_of_mu(mu: float, delta: float) -> float:
+    """The epsilon, at `delta`, of a mu-Gaussian-DP mechanism; infinite without noise."""
+    if mu <= 0:
+        return 0.0
+    if not math.isfinite(mu) or gdp_delta(_EPSILON_MAX, mu) > delta:
+        return math.inf
+    if gdp_delta(0.0, mu) <= delta:
+        return 0.0
+    root = brentq(lambda e: gdp_delta(e, mu) - delta, 0.0, _EPSILON_MAX, xtol=1e-12)
+    return float(root)
+
+
+def epsilon_of(lines: Iterable[tuple[int, int]], delta: float) -> float:
+    """The epsilon, at `delta`, of everything released.
+
+    Args:
+        lines: (sigma_micro, how many times) of each release; sigma counts sensitivities.
+        delta: Failure allowance.
+    """
+    squared = 0.0
+    for sigma_micro, times in lines:
+        if times and sigma_micro <= 0:
+            return math.inf
+        squared += times * (MICRO / sigma_micro) ** 2 if times else 0.0
+    return epsilon_of_mu(math.sqrt(squared), delta)
+
+
+def epsilon_of_rho(rho_nano: int, delta: float) -> float:
+    """The epsilon, at `delta`, of Gaussian releases that cost `rho_nano` together."""
+    return epsilon_of_mu(math.sqrt(2 * rho_nano / NANO), delta)
+
+
+def sigma_micro_for(rho_nano: int) -> int:
+    """The noise multiplier (rounded up) at which one release costs at most `rho_nano`."""
+    if rho_nano <= 0:
+        raise ImpossiblePlanError("rho: a release needs a positive share of the budget")
+    # ceil(MICRO / sqrt(2 rho)), in integers: the smallest s with s² · 2 rho >= MICRO² · NANO.
+    squared = -(-MICRO * MICRO * NANO // (2 * rho_nano))
+    root = math.isqrt(squared)
+    return root if root * root == squared else root + 1
+
+
+def rho_nano_of(sigma_micro: int) -> int:
+    """What one release at this noise costs, rounded up."""
+    if sigma_micro <= 0:
+        raise ImpossiblePlanError("sigma: a release without noise has no finite cost")
+    return -(-MICRO * MICRO * NANO // (2 * sigma_micro * sigma_micro))
+
+
+def rdp_nano(rho_nano: int) -> int:
+    """The lifetime ledger's cost of `rho_nano`: Rényi DP at the fixed order, alpha · rho."""
+    return LIFETIME_ALPHA * rho_nano
+
+
+def lifetime_cap_nano(epsilon: float = LIFETIME_EPSILON, delta: float = LIFETIME_DELTA) -> int:
+    """How much Rényi DP at the fixed order a patient may spend in her life, rounded down.
+
+    The improved conversion of privacy.md §4: 6.144 for (10, 1e-6).
+    """
+    alpha = LIFETIME_ALPHA
+    cap = epsilon - math.log((alpha - 1) / alpha) + math.log(delta * alpha) / (alpha - 1)
+    return max(0, math.floor(cap * NANO))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A study's budget split over its releases; what every hospital approves and debits."""
+
+    rho_total_nano: int
+    rounds: int
+    rho_round_nano: int
+    """Debited for one training round."""
+    training_sigma_micro: int
+    rho_evaluation_nano: int
+    """Debited for the evaluation; 0: the study releases no evaluation."""
+    evaluation_sigma_micro: int
+    """0 where there is no evaluation."""
+    rho_reserve_nano: int
+    """For rounds that must be asked again."""
+    delta: float
+
+    @property
+    def epsilon(self) -> float:
+        """What all lines of the plan together cost one patient, the reserve included."""
+        return epsilon_of_rho(self.rho_total_nano, self.delta)
+
+    @property
+    def training_epsilon(self) -> float:
+        """What the planned training rounds alone cost one patient."""
+        return epsilon_of([(self.training_sigma_micro, self.rounds)], self.delta)
+
+
+def plan(budget: Budget, rounds: int) -> Plan:
+    """Split `budget` over training rounds, evaluation and reserve.
+
+    Guarantees: all debits of the plan together stay within the budget's (epsilon, delta).
+
+    Raises:
+        ImpossiblePlanError: The percentages do not sum to 100, or a share is too small to use.
+    """
+    shares = (budget.training_percent, budget.evaluation_percent, budget.reserve_percent)
+    if sum(shares) != _PERCENT:
+        raise ImpossiblePlanError(
+            "budget: training, evaluation and reserve percent must sum to 100"
+        )
+    delta = budget.delta_pico / PICO
+    total = math.floor(mu_for(budget.epsilon_micro / MICRO, delta) ** 2 / 2 * NANO)
+    training, evaluation, _ = (total * share // _PERCENT for share in shares)
+    per_round = training // rounds
+    if per_round == 0:
+        raise ImpossiblePlanError("budget: too small for so many rounds")
+    return Plan(
+        rho_total_nano=total,
+        rounds=rounds,
+        rho_round_nano=per_round,
+        training_sigma_micro=sigma_micro_for(per_round),
+        rho_evaluation_nano=evaluation,
+        evaluation_sigma_micro=sigma_micro_for(evaluation) if evaluation else 0,
+        rho_reserve_nano=total - rounds * per_round - evaluation,
+        delta=delta,
+    )

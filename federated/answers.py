@@ -1,0 +1,155 @@
+"""What each debit bought: the noised bytes, the document they left with, and the commitments in it.
+
+An answer is kept from before its noise is drawn (`granted`) until its site's `data_version` is long
+gone, so that a repeat returns the same bytes for no further budget.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+from coop.canonical import encode, sha256
+from coop.db import metadata
+from coop.errors import InvariantError
+from coop.journal.merkle import leaf_hash, root_of
+
+
+class State(StrEnum):
+    """Where an answer stands."""
+
+    GRANTED = "granted"
+    """Debited; if nothing else is stored, the process ended before the answer was."""
+    STORED = "stored"
+    """Computed; it may leave whenever a fresh lease still covers its cohort."""
+    DISCARDED = "discarded"
+    """A patient of its cohort withdrew: it never leaves. The debit stays."""
+
+
+answer = sa.Table(
+    "answer",
+    metadata,
+    sa.Column("key", sa.String(160), primary_key=True),
+    sa.Column("input_sha256", sa.String(64), nullable=False, index=True),
+    sa.Column("debit_sequence", sa.ForeignKey("debit.sequence"), nullable=False, index=True),
+    sa.Column("salt", sa.String(64), nullable=False),
+    sa.Column("lease_sha256", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("body", sa.LargeBinary),
+    sa.Column("document", sa.Text),
+    sa.Column("document_sha256", sa.String(64)),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+"""What a debit bought. `body` are the noised bytes, `document` the signed receipt or cohort answer,
+present if and only if it left this hospital. `salt` opens the count commitment; `at` is the instant
+of the consent state it was released under."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """An answer row."""
+
+    key: str
+    input_sha256: str
+    debit_sequence: int
+    salt: str
+    lease_sha256: str
+    state: State
+    body: bytes | None
+    document: str | None
+    at: int
+
+
+def stored(connection: sa.Connection, key: str) -> Stored | None:
+    """The answer under `key`, or None."""
+    row = connection.execute(sa.select(answer).where(answer.c.key == key)).one_or_none()
+    return None if row is None else _as_stored(row)
+
+
+def attempts(connection: sa.Connection, prefix: str) -> list[Stored]:
+    """Every answer whose key is `prefix:<attempt>`, oldest first."""
+    rows = connection.execute(
+        sa.select(answer)
+        .where(answer.c.key.startswith(f"{prefix}:", autoescape=True))
+        .order_by(answer.c.debit_sequence)
+    )
+    return [_as_stored(row) for row in rows]
+
+
+def of_debit(connection: sa.Connection, sequence: int) -> list[Stored]:
+    """The answers of one debit that left this hospital."""
+    rows = connection.execute(
+        sa.select(answer).where(answer.c.debit_sequence == sequence, answer.c.document.is_not(None))
+    )
+    return [_as_stored(row) for row in rows]
+
+
+def store(connection: sa.Connection, key: str, body: bytes) -> Stored:
+    """Keep `body` as the answer of `key`, unless it is decided already; returns what is there.
+
+    Two processes may compute the same granted draw at once (a crash and a restart). Only the first
+    stored bytes ever leave, so one debit never pays for two noise draws that are both seen.
+    """
+    connection.execute(
+        sa.update(answer)
+        .where(answer.c.key == key, answer.c.state == State.GRANTED)
+        .values(body=body, state=State.STORED)
+    )
+    kept = stored(connection, key)
+    if kept is None:
+        raise InvariantError("budget: an answer without a grant")
+    return kept
+
+
+def discard(connection: sa.Connection, key: str) -> None:
+    """The answer never leaves (again). What left before stays listed as used; the debit stays."""
+    connection.execute(
+        sa.update(answer).where(answer.c.key == key).values(state=State.DISCARDED, body=None)
+    )
+
+
+def release(connection: sa.Connection, key: str, document: str, digest: str, *, at: int) -> None:
+    """Record the signed document that leaves with the answer, before it leaves."""
+    connection.execute(
+        sa.update(answer)
+        .where(answer.c.key == key, answer.c.state == State.STORED)
+        .values(document=document, document_sha256=digest, at=at)
+    )
+
+
+def count_commitment(salt: str, count: int) -> str:
+    """Commitment to how many patients a debit has; opened only by this hospital, to an auditor."""
+    return sha256(encode(b"coop/count/v1", {"salt": salt, "count": count})).hex()
+
+
+def cohort_commitment(salts: Mapping[str, str], decoy: str) -> str:
+    """Salted Merkle root of a cohort's pids.
+
+    The first leaf is a decoy, so that an empty cohort looks like any other.
+
+    Args:
+        salts: Salt by pid.
+        decoy: The answer's own salt.
+    """
+    leaves = [encode(b"coop/cohort-decoy/v1", {"salt": decoy})]
+    leaves += [
+        encode(b"coop/cohort-member/v1", {"pid": pid, "salt": salts[pid]}) for pid in sorted(salts)
+    ]
+    return root_of([leaf_hash(leaf) for leaf in leaves]).hex()
+
+
+def _as_stored(row: sa.Row[tuple[object, ...]]) -> Stored:
+    values = row._mapping  # noqa: SLF001  (SQLAlchemy's public name for it)
+    body = values["body"]
+    return Stored(
+        key=str(values["key"]),
+        input_sha256=str(values["input_sha256"]),
+        debit_sequence=values["debit_sequence"],
+        salt=str(values["salt"]),
+        lease_sha256=str(values["lease_sha256"]),
+        state=State(values["state"]),
+        body=None if body is None else bytes(body),
+        document=values["document"],
+        at=values["at"],
+    )

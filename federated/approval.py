@@ -1,0 +1,347 @@
+"""A hospital's own yes to a study: what it signs, under which limits, and how it takes it back.
+
+The approval is what every later order is held against. It lies in the hospital's own database under
+the hospital's own signature, so nobody at the hub can make, change or widen one.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from importlib.metadata import version as installed_version
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from coop.canonical import document_digest, jcs, parse_object
+from coop.client import Client
+from coop.db import metadata
+from coop.documents.envelope import Opened, WrongDocumentError, issue, open_document
+from coop.documents.study import MICRO, Approval, Study
+from coop.errors import ConflictError, CoopError, InvalidInputError, Kind
+from federated.accounting import Plan, plan
+from federated.budget import Lines
+from federated.fab import fab_hash
+from federated.site import Site
+from federated.study_limits import EPSILON_MAX_MICRO, price, refusals
+
+EPSILON_DEFAULT: Final = "1"
+
+approved = sa.Table(
+    "approved",
+    metadata,
+    sa.Column("study_sha256", sa.String(64), primary_key=True),
+    sa.Column("study_id", sa.String(64), nullable=False, index=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("study", sa.Text, nullable=False),
+    sa.Column("approval", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("revoked_at", sa.BigInteger),
+)
+"""Studies this hospital approved: both signed documents, as canonical text."""
+
+
+class StudyAlteredError(ConflictError):
+    """The hub shows another document than the one it names, or a second one under the same name."""
+
+    code = "approval.study-altered"
+
+
+class WitnessChangedError(ConflictError):
+    """The hub names another key for a hospital than the one pinned here before."""
+
+    code = "approval.witness-changed"
+
+
+class NotApprovedError(CoopError):
+    """This hospital has not approved exactly this study, or took its approval back."""
+
+    code = "round.not-approved"
+    kind = Kind.FORBIDDEN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approved:
+    """A study this hospital approved, both signatures checked again at this read."""
+
+    study: Study
+    study_sha256: str
+    approval: Approval
+    approval_sha256: str
+    plan: Plan
+    """Recomputed here from the study, never read from anyone."""
+    revoked_at: int | None
+
+    @property
+    def lines(self) -> Lines:
+        """Where each budget line of the study ends."""
+        return Lines(
+            study_id=self.study.study_id,
+            version=self.study.version,
+            training_nano=self.plan.rounds * self.plan.rho_round_nano,
+            evaluation_nano=self.plan.rho_evaluation_nano,
+            reserve_nano=self.plan.rho_reserve_nano,
+            cohort_nano=self.study.budget.cohort_rho_nano,
+        )
+
+    def check_in_force(self, now: int) -> None:
+        """Return while both study and approval hold.
+
+        Raises:
+            NotApprovedError: Revoked or expired.
+        """
+        if self.revoked_at is not None and now >= self.revoked_at:
+            raise NotApprovedError("approval: this hospital took it back")
+        if now >= min(self.study.expires, self.approval.expires):
+            raise NotApprovedError("approval: it has expired; approve a new version")
+
+
+def software_version() -> str:
+    """The software an approval names, and an order must name again."""
+    return f"health-data-coop {installed_version('health-data-coop')}"
+
+
+def review(
+    site: Site, client: Client, study_id: str, version: int | None = None, *, now: int | None = None
+) -> dict[str, Any]:
+    """What would be signed, in words and figures, and every reason why it would be refused.
+
+    Args:
+        site: This hospital.
+        client: To the hub.
+        study_id: Which study.
+        version: The newest by default.
+        now: UTC seconds; without it the expiry is not judged.
+    """
+    opened = _fetch(client, study_id, version)
+    study = opened.subject
+    problems = refusals(study, EPSILON_MAX_MICRO, now)
+    return {
+        "study_sha256": opened.digest,
+        "proposed_by": opened.issuer,
+        "study": study.model_dump(mode="json", exclude_none=True),
+        "fields": [feature.name for feature in study.schema_.features],
+        **({} if problems else price(study)),
+        "software": software_version(),
+        "witnesses": _witnesses(site, client),
+        "problems": [{"code": problem.code, "message": problem.message} for problem in problems],
+    }
+
+
+def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
+    site: Site,
+    client: Client,
+    study_id: str,
+    *,
+    now: int,
+    version: int | None = None,
+    epsilon_cap: str = EPSILON_DEFAULT,
+    fab_sha256: str | None = None,
+) -> dict[str, Any]:
+    """Sign this hospital's approval of exactly this study, keep it, and give it to the hub.
+
+    The steps: (1) fetch the study and check that it is the one it is called; (2) hold it against
+    this hospital's own limits; (3) pin the other hospitals' keys as witnesses of the log; (4) sign
+    and store; (5) publish. Approving the same study again under the same terms publishes again.
+
+    Args:
+        site: This hospital.
+        client: To the hub, speaking with the site's key.
+        study_id: Which study.
+        now: UTC seconds.
+        version: The newest by default.
+        epsilon_cap: The most privacy one study may cost here, decimal; 3 at most.
+        fab_sha256: Digest of the Flower app that may run; the installed one by default.
+
+    Raises:
+        StudyAlteredError, StudyExpiredError, UnknownPurposeError, PriceTooHighError,
+        WitnessChangedError: A step refused; nothing was signed.
+    """
+    cap_micro = _cap(epsilon_cap)
+    # (1)
+    opened = _fetch(client, study_id, version)
+    study = opened.subject
+    # (2)
+    for problem in refusals(study, cap_micro, now):
+        raise problem
+    # (3)
+    witnesses = _witnesses(site, client)
+    # (4)
+    subject = Approval(
+        study_sha256=opened.digest,
+        study_id=study.study_id,
+        version=study.version,
+        site=site.name,
+        data_version=site.data_version(),
+        epsilon_cap_micro=cap_micro,
+        software=software_version(),
+        fab_sha256=fab_sha256 or fab_hash(),
+        witnesses=witnesses,
+        expires=study.expires,
+    )
+    document = _keep(site, opened, subject, now)
+    # (5) A crash before this leaves an approval only this hospital knows; approve again.
+    client.post(f"/v1/studies/{study.study_id}/approvals", {"document": document})
+    return document
+
+
+def revoke(site: Site, study_sha256: str, *, now: int) -> None:
+    """Take the approval back: from `now` on this node refuses every round and question of it.
+
+    Raises:
+        NotApprovedError: There is none.
+    """
+    with site.database.unit_of_work() as connection:
+        changed = connection.execute(
+            sa.update(approved)
+            .where(approved.c.study_sha256 == study_sha256, approved.c.revoked_at.is_(None))
+            .values(revoked_at=now)
+        ).rowcount
+    if not changed:
+        raise NotApprovedError("approval: there is none in force for this study")
+
+
+def approved_study(connection: sa.Connection, site: Site, study_sha256: str) -> Approved:
+    """This hospital's approval of the study with that digest, both documents verified again.
+
+    Raises:
+        NotApprovedError: There is none, or what is stored is not what this site signed.
+    """
+    row = connection.execute(
+        sa.select(approved).where(approved.c.study_sha256 == study_sha256)
+    ).one_or_none()
+    if row is None:
+        raise NotApprovedError("approval: this hospital has not approved this study")
+    return _approved(row, site.key.did)
+
+
+def approved_studies(connection: sa.Connection) -> list[dict[str, Any]]:
+    """Every approval of this hospital for its own staff, newest first, revoked ones too."""
+    rows = connection.execute(
+        sa.select(approved).order_by(approved.c.at.desc(), approved.c.study_sha256)
+    )
+    listed = []
+    for row in rows:
+        entry = _approved(row, None)
+        listed.append(
+            {
+                "study_sha256": row.study_sha256,
+                "study_id": row.study_id,
+                "version": row.version,
+                "title": entry.study.title,
+                "study": entry.study,
+                "approval_sha256": row.digest,
+                "epsilon_cap_micro": entry.approval.epsilon_cap_micro,
+                "expires": entry.approval.expires,
+                "approved_at": row.at,
+                "revoked_at": row.revoked_at,
+            }
+        )
+    return listed
+
+
+def witnesses_of(connection: sa.Connection, did: str) -> dict[str, str]:
+    """The other hospitals' keys pinned by approvals that this hospital (`did`) signed."""
+    pinned: dict[str, str] = {}
+    for text in connection.execute(
+        sa.select(approved.c.approval).order_by(approved.c.at)
+    ).scalars():
+        pinned |= open_document(Approval, parse_object(text), issuers={did}).subject.witnesses
+    return pinned
+
+
+def _fetch(client: Client, study_id: str, version: int | None) -> Opened[Study]:
+    answer = client.get(f"/v1/studies/{study_id}", version=version)
+    opened = open_document(Study, answer["document"], issuers=None)
+    study = opened.subject
+    if study.study_id != study_id or (version is not None and study.version != version):
+        raise StudyAlteredError("study: the hub sent another study than the one asked for")
+    return opened
+
+
+def _witnesses(site: Site, client: Client) -> dict[str, str]:
+    """The other hospitals' dids: every one pinned here before, and the members since.
+
+    A hub that leaves hospitals out of its list so cannot lower how many must cosign.
+
+    Raises:
+        WitnessChangedError: A known hospital now has another key.
+    """
+    listed = client.get("/v1/members/sites")["sites"]
+    others = {str(entry["name"]): str(entry["did"]) for entry in listed}
+    own = others.pop(site.name, site.key.did)
+    with site.database.reading() as connection:
+        pinned = {**site.trust.sites, **witnesses_of(connection, site.key.did)}
+    pinned.pop(site.name, None)
+    changed = sorted(name for name, did in others.items() if pinned.get(name, did) != did)
+    if changed or own != site.key.did:
+        raise WitnessChangedError(
+            f"witnesses: the hub names a new key for {(changed or [site.name])[0]}; "
+            "ask that hospital by telephone before going on"
+        )
+    return dict(sorted((pinned | others).items()))
+
+
+def _keep(site: Site, opened: Opened[Study], subject: Approval, now: int) -> dict[str, Any]:
+    study = opened.subject
+    with site.database.unit_of_work() as connection:
+        rows = connection.execute(
+            sa.select(approved).where(
+                approved.c.study_id == study.study_id, approved.c.version == study.version
+            )
+        ).all()
+        for row in rows:
+            # One budget, one study: a second text under the same name would share its lines.
+            if row.study_sha256 != opened.digest:
+                raise StudyAlteredError("study: another text of this version is approved here")
+            kept = _approved(row, site.key.did)
+            # Newer rows change no term of it, and a running order names this very document.
+            same = kept.approval == subject.model_copy(
+                update={"data_version": kept.approval.data_version}
+            )
+            if same and row.revoked_at is None:
+                return dict(parse_object(row.approval))
+        document = issue(subject, site.key, now)
+        connection.execute(sa.delete(approved).where(approved.c.study_sha256 == opened.digest))
+        connection.execute(
+            sa.insert(approved).values(
+                study_sha256=opened.digest,
+                study_id=study.study_id,
+                version=study.version,
+                study=jcs(opened.document).decode(),
+                approval=jcs(document).decode(),
+                digest=document_digest(document),
+                at=now,
+            )
+        )
+    return document
+
+
+def _approved(row: sa.Row[tuple[object, ...]], did: str | None) -> Approved:
+    """Read a row; with `did` its signatures and digests are verified once more."""
+    values = row._mapping  # noqa: SLF001  (SQLAlchemy's public name for it)
+    issuers = None if did is None else {did}
+    try:
+        approval = open_document(Approval, parse_object(values["approval"]), issuers=issuers)
+        study = open_document(Study, parse_object(values["study"]), issuers=None)
+    except (WrongDocumentError, InvalidInputError) as error:
+        raise NotApprovedError("approval: the stored one is not what this site signed") from error
+    if study.digest != approval.subject.study_sha256 or study.digest != values["study_sha256"]:
+        raise NotApprovedError("approval: the stored study is not the one that was approved")
+    return Approved(
+        study=study.subject,
+        study_sha256=study.digest,
+        approval=approval.subject,
+        approval_sha256=approval.digest,
+        plan=plan(study.subject.budget, study.subject.recipe.rounds),
+        revoked_at=values["revoked_at"],
+    )
+
+
+def _cap(text: str) -> int:
+    try:
+        micro = Decimal(text) * MICRO
+    except InvalidOperation as error:
+        raise InvalidInputError("epsilon_cap: must be a decimal number like 1 or 0.5") from error
+    if not micro.is_finite() or micro != int(micro) or not 0 < micro <= EPSILON_MAX_MICRO:
+        raise InvalidInputError("epsilon_cap: must be above 0 and at most 3")
+    return int(micro)

@@ -1,0 +1,285 @@
+"""The privacy ledger of one hospital: every noise draw is debited here first, and never given back.
+
+One row of `debit` is one draw; `debit_pid` says whose records it may have used; `answer` holds what
+came of it. The debit and the answer's `granted` state are one transaction *before* noise is drawn.
+
+The lifetime filter (Feldman & Zrnic 2020, arXiv 2008.11193) works per patient at the fixed Rényi
+order alpha = 4, where a draw of zCDP rho costs 4 rho. Whoever would pass the cap leaves the cohort
+before anything is computed. All sums are integers in 10⁻⁹, rounded up where they are made.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from coop.db import RowId, metadata
+from coop.errors import CoopError, InvariantError, Kind
+from coop.keys import random_bytes
+from federated.accounting import lifetime_cap_nano, rdp_nano
+from federated.answers import State, Stored, answer, stored
+
+LIFETIME_CAP_NANO: Final = lifetime_cap_nano()
+"""RDP(4) a patient may spend in her life: 6.144 (ε = 10 at δ = 1e-6), in 10⁻⁹."""
+_CHUNK: Final = 500  # pids in one statement; SQLite allows 32,766 parameters, PostgreSQL 65,535
+_SALT_BYTES: Final = 32
+
+
+class Line(StrEnum):
+    """What a debit is for; each line of a study's plan has its own end."""
+
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+    RESERVE = "reserve"
+    COHORT = "cohort"
+
+
+class BudgetExhaustedError(CoopError):
+    """The study's line and its reserve are spent at this hospital."""
+
+    code = "budget.exhausted"
+    kind = Kind.CONFLICT
+
+
+debit = sa.Table(
+    "debit",
+    metadata,
+    sa.Column("sequence", RowId, primary_key=True),
+    sa.Column("study_id", sa.String(64), nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("line", sa.String(16), nullable=False),
+    sa.Column("phase", sa.String(16), nullable=False),
+    sa.Column("order_sha256", sa.String(64)),
+    sa.Column("round", sa.BigInteger),
+    sa.Column("attempt", sa.BigInteger, nullable=False),
+    sa.Column("job_id", sa.String(80)),
+    sa.Column("rho_nano", sa.BigInteger, nullable=False),
+    sa.Column("sigma_micro", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("rho_nano > 0", name="costs_something"),
+    sa.Index("ix_debit_study", "study_id", "version"),
+)
+"""One noise draw, append-only. `phase` is train, evaluate or cohort; `line` is who pays for it."""
+
+debit_pid = sa.Table(
+    "debit_pid",
+    metadata,
+    sa.Column("sequence", sa.ForeignKey("debit.sequence"), primary_key=True),
+    sa.Column("pid", sa.String(26), primary_key=True),
+    sa.Column("salt", sa.String(64), nullable=False),
+    sa.Index("ix_debit_pid_pid", "pid"),
+)
+"""Who pays a debit, append-only; the salt opens her leaf of the receipt's cohort commitment."""
+
+
+_ddl: Callable[[str], sa.DDL] = sa.DDL  # SQLAlchemy leaves its constructor untyped
+
+
+def _append_only(table: str) -> None:
+    """Refuse UPDATE and DELETE in the database itself: a spent budget cannot be unspent."""
+    for verb in ("UPDATE", "DELETE"):
+        name = f"{table}_no_{verb.lower()}"
+        sqlite = _ddl(
+            f"CREATE TRIGGER {name} BEFORE {verb} ON {table} "
+            "BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END"
+        )
+        function = _ddl(
+            f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger AS $$ "
+            "BEGIN RAISE EXCEPTION 'the privacy ledger is append-only'; END $$ LANGUAGE plpgsql"
+        )
+        trigger = _ddl(
+            f"CREATE TRIGGER {name} BEFORE {verb} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()"
+        )
+        target = metadata.tables[table]
+        event.listen(target, "after_create", sqlite.execute_if(dialect="sqlite"))
+        event.listen(target, "after_create", function.execute_if(dialect="postgresql"))
+        event.listen(target, "after_create", trigger.execute_if(dialect="postgresql"))
+
+
+_append_only("debit")
+_append_only("debit_pid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lines:
+    """How much of rho each line of one study's plan holds at this hospital, in 10⁻⁹."""
+
+    study_id: str
+    version: int
+    training_nano: int
+    evaluation_nano: int
+    reserve_nano: int
+    cohort_nano: int
+
+    def end_of(self, line: Line) -> int:
+        """Where `line` ends."""
+        return {
+            Line.TRAINING: self.training_nano,
+            Line.EVALUATION: self.evaluation_nano,
+            Line.RESERVE: self.reserve_nano,
+            Line.COHORT: self.cohort_nano,
+        }[line]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """One noise draw that is asked for: what it is part of and what it costs."""
+
+    key: str
+    """Primary key of its answer: one attempt at one round, or at one cohort job."""
+    input_sha256: str
+    """What it is computed from; a repeat with the same input is the same draw."""
+    lease_sha256: str
+    phase: Literal["train", "evaluate", "cohort"]
+    attempt: int
+    rho_nano: int
+    sigma_micro: int
+    order_sha256: str | None = None
+    round: int | None = None
+    job_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatientBudget:
+    """One patient's odometer; only this hospital and she may see it."""
+
+    pid: str
+    rho_nano: int
+    rdp_nano: int
+    """rho at order 4: what the cap bounds."""
+    cap_nano: int = LIFETIME_CAP_NANO
+
+
+def lock(connection: sa.Connection) -> None:
+    """Let one debit at a time happen, so that what was read stays true until the commit.
+
+    SQLite's `unit_of_work` holds the write lock already.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("LOCK TABLE debit IN EXCLUSIVE MODE"))
+
+
+def afford(connection: sa.Connection, pids: Iterable[str], cost_nano: int) -> set[str]:
+    """Those of `pids` who can pay a draw of rho = `cost_nano` within their lifetime cap."""
+    asked = set(pids)
+    spent = _spent(connection, asked)
+    left = LIFETIME_CAP_NANO - rdp_nano(cost_nano)
+    return {pid for pid in asked if rdp_nano(spent.get(pid, 0)) <= left}
+
+
+def grant(
+    connection: sa.Connection, draw: Draw, pids: Collection[str], lines: Lines, *, now: int
+) -> Stored:
+    """Debit `draw` to `pids` and write its answer as granted: in the caller's transaction.
+
+    The caller holds `lock` and took `pids` from `afford` in this same transaction. A repeat of a
+    known key debits nothing and returns the row that is there.
+
+    Raises:
+        BudgetExhaustedError: The line and then the reserve cannot pay. Depends on the study's
+            public plan and the number of draws only, never on any patient.
+        InvariantError: A patient cannot pay; the caller did not filter.
+    """
+    known = stored(connection, draw.key)
+    if known is not None:
+        return known
+    line = _paying_line(connection, draw, lines)
+    if afford(connection, pids, draw.rho_nano) != set(pids):
+        raise InvariantError("budget: a cohort holds someone who cannot pay for it")
+    sequence = connection.execute(
+        sa.insert(debit)
+        .values(
+            study_id=lines.study_id,
+            version=lines.version,
+            line=line,
+            phase=draw.phase,
+            order_sha256=draw.order_sha256,
+            round=draw.round,
+            attempt=draw.attempt,
+            job_id=draw.job_id,
+            rho_nano=draw.rho_nano,
+            sigma_micro=draw.sigma_micro,
+            at=now,
+        )
+        .returning(debit.c.sequence)
+    ).scalar_one()
+    rows = [{"sequence": sequence, "pid": pid, "salt": _salt()} for pid in sorted(pids)]
+    if rows:
+        connection.execute(sa.insert(debit_pid), rows)
+    connection.execute(
+        sa.insert(answer).values(
+            key=draw.key,
+            input_sha256=draw.input_sha256,
+            debit_sequence=sequence,
+            salt=_salt(),
+            lease_sha256=draw.lease_sha256,
+            state=State.GRANTED,
+            at=now,
+        )
+    )
+    granted = stored(connection, draw.key)
+    if granted is None:
+        raise InvariantError("budget: the row just written is not there")
+    return granted
+
+
+def cohort_of(connection: sa.Connection, sequence: int) -> dict[str, str]:
+    """The salts by pid of one debit, in pid order."""
+    rows = connection.execute(
+        sa.select(debit_pid.c.pid, debit_pid.c.salt)
+        .where(debit_pid.c.sequence == sequence)
+        .order_by(debit_pid.c.pid)
+    )
+    return {row.pid: row.salt for row in rows}
+
+
+def patient_budget(connection: sa.Connection, pid: str) -> PatientBudget:
+    """What this patient has spent in her life here."""
+    spent = _spent(connection, {pid}).get(pid, 0)
+    return PatientBudget(pid=pid, rho_nano=spent, rdp_nano=rdp_nano(spent))
+
+
+def site_spend(connection: sa.Connection, study_id: str, version: int) -> dict[str, int]:
+    """What one study drew here (rho in 10⁻⁹) by line: the most any one patient paid."""
+    rows = connection.execute(
+        sa.select(debit.c.line, sa.func.sum(debit.c.rho_nano).label("rho"))
+        .where(debit.c.study_id == study_id, debit.c.version == version)
+        .group_by(debit.c.line)
+    )
+    spent = {row.line: int(row.rho) for row in rows}
+    return {line.value: spent.get(line.value, 0) for line in Line}
+
+
+def _paying_line(connection: sa.Connection, draw: Draw, lines: Lines) -> Line:
+    own = {"train": Line.TRAINING, "evaluate": Line.EVALUATION, "cohort": Line.COHORT}[draw.phase]
+    # A question of a cohort has no reserve: it can simply be asked again within its line.
+    candidates = (own,) if own is Line.COHORT else (own, Line.RESERVE)
+    spent = site_spend(connection, lines.study_id, lines.version)
+    for line in candidates:
+        if spent[line] + draw.rho_nano <= lines.end_of(line):
+            return line
+    raise BudgetExhaustedError(
+        f"budget: the {own.value} line of {lines.study_id} version {lines.version} is spent here"
+    )
+
+
+def _spent(connection: sa.Connection, pids: set[str]) -> Mapping[str, int]:
+    """Spent rho in 10⁻⁹ by pid, over every study."""
+    spent: dict[str, int] = {}
+    ordered = sorted(pids)
+    for start in range(0, len(ordered), _CHUNK):
+        rows = connection.execute(
+            sa.select(debit_pid.c.pid, sa.func.sum(debit.c.rho_nano).label("rho"))
+            .join(debit, debit.c.sequence == debit_pid.c.sequence)
+            .where(debit_pid.c.pid.in_(ordered[start : start + _CHUNK]))
+            .group_by(debit_pid.c.pid)
+        )
+        spent |= {row.pid: int(row.rho) for row in rows}
+    return spent
+
+
+def _salt() -> str:
+    return random_bytes(_SALT_BYTES).hex()

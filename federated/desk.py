@@ -1,0 +1,154 @@
+"""The hospital's enrolment desk: codes for patients whose identity was checked, keys for pids.
+
+A code is single use and lives at most seven days. Its secret goes from the desk to the patient's
+own device and never to the hub or the portal's server: the device proves knowledge of it with an
+HMAC over the public key it made, and only this node can check that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import sqlalchemy as sa
+
+from coop.canonical import document_digest, jcs, parse_object
+from coop.documents.consent import Enrolment
+from coop.documents.envelope import issue
+from coop.enrolment import check_mac, new_code
+from coop.errors import ConflictError, CoopError, InvalidInputError, Kind, NotFoundError
+from federated.site import Site, code, enrolled, patient
+
+CODE_SECONDS: Final = 7 * 24 * 3600  # DESIGN §6: a code lives at most seven days
+BATCH_MAX: Final = 1000
+Method = Literal["desk", "post", "custodial", "demo"]
+_CUSTODY: Final = {"desk": "self", "post": "self", "custodial": "custodial", "demo": "demo"}
+
+
+class UnknownRecordError(NotFoundError):
+    """The hospital has no patient with this record number."""
+
+    code = "desk.unknown-record"
+
+
+class CodeRefusedError(CoopError):
+    """The code is unknown, used, expired, or the HMAC does not belong to it."""
+
+    code = "desk.code-refused"
+    kind = Kind.FORBIDDEN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the node says of a batch of redemptions: documents for some, refusals for others."""
+
+    documents: list[dict[str, object]]
+    refused: list[dict[str, str]]
+
+
+def enrol(site: Site, record_keys: Sequence[str], *, method: Method, now: int) -> dict[str, str]:
+    """A fresh single-use code for each record, by record number.
+
+    The registrar has checked the person's identity by the hospital's rule. A new code for the same
+    record replaces an unused older one: a lost letter must not stay valid.
+
+    Raises:
+        UnknownRecordError: A record number the hospital does not hold; no code is made at all.
+    """
+    if len(record_keys) > BATCH_MAX:
+        raise InvalidInputError(f"records: at most {BATCH_MAX} at a time")
+    codes: dict[str, str] = {}
+    with site.database.unit_of_work() as connection:
+        known = {
+            row.record_key: row.pid
+            for row in connection.execute(
+                sa.select(patient.c.record_key, patient.c.pid).where(
+                    patient.c.record_key.in_(list(record_keys))
+                )
+            )
+        }
+        for record_key in record_keys:
+            if record_key not in known:
+                raise UnknownRecordError(f"record: this hospital holds no patient {record_key!r}")
+            pid = known[record_key]
+            connection.execute(sa.delete(code).where(code.c.pid == pid, code.c.used_at.is_(None)))
+            code_id, secret, text = new_code(site.name)
+            connection.execute(
+                sa.insert(code).values(
+                    code_id=code_id,
+                    pid=pid,
+                    secret=secret,
+                    method=method,
+                    expires=now + CODE_SECONDS,
+                    used_at=None,
+                )
+            )
+            codes[record_key] = text
+    return codes
+
+
+def answer(site: Site, redemptions: Sequence[dict[str, str]], *, now: int) -> Answer:
+    """Sign an enrolment for every redemption whose HMAC proves knowledge of the code's secret.
+
+    One bad redemption is refused by its code and never stops the rest. Repeating a redemption that
+    was answered returns the same document, so a crash before the hub stored it loses nothing.
+    """
+    documents: list[dict[str, object]] = []
+    refused: list[dict[str, str]] = []
+    with site.database.unit_of_work() as connection:
+        for redemption in redemptions:
+            try:
+                documents.append(_answer_one(connection, site, redemption, now))
+            except CoopError as error:
+                refused.append({"code_id": str(redemption.get("code_id", "")), "code": error.code})
+    # The enrolments are durable here and not yet at the hub: a crash now makes the hub ask again.
+    return Answer(documents=documents, refused=refused)
+
+
+def _answer_one(
+    connection: sa.Connection, site: Site, redemption: dict[str, str], now: int
+) -> dict[str, object]:
+    code_id, did = str(redemption["code_id"]), str(redemption["did"])
+    row = connection.execute(sa.select(code).where(code.c.code_id == code_id)).one_or_none()
+    if row is None:
+        raise CodeRefusedError("code: unknown")
+    check_mac(redemption, row.secret)
+    if row.used_at is not None:
+        return _repeat(connection, row.pid, code_id, did)
+    if row.expires <= now:
+        raise CodeRefusedError("code: older than seven days; ask the desk for a new one")
+    document = issue(
+        Enrolment(
+            site=site.name,
+            pid=row.pid,
+            key=did,
+            method=row.method,
+            custody=_CUSTODY[row.method],  # type: ignore[arg-type]  # the table holds only literals
+            code_id=code_id,
+        ),
+        site.key,
+        now,
+    )
+    connection.execute(sa.update(code).where(code.c.code_id == code_id).values(used_at=now))
+    # Earlier enrolments stay: what an older key signed was hers. The newest key signs from now on.
+    connection.execute(
+        sa.insert(enrolled).values(
+            digest=document_digest(document),
+            pid=row.pid,
+            did=did,
+            document=jcs(document).decode(),
+            at=now,
+        )
+    )
+    return document
+
+
+def _repeat(connection: sa.Connection, pid: str, code_id: str, did: str) -> dict[str, object]:
+    rows = connection.execute(
+        sa.select(enrolled.c.document).where(enrolled.c.pid == pid, enrolled.c.did == did)
+    ).scalars()
+    for stored in rows:
+        document = parse_object(stored)
+        subject = document.get("credentialSubject")
+        if isinstance(subject, dict) and subject.get("code_id") == code_id:
+            return document
+    raise ConflictError("code: already used")

@@ -1,0 +1,213 @@
+"""The node's loopback API: what the hospital's own staff see and decide. Nothing leaves the house.
+
+Figures on these routes are exact, because they are the hospital's own; that is why the routes serve
+the loopback interface only and want the staff token.
+"""
+
+import asyncio
+import hmac
+from typing import Annotated, Any, Literal
+
+import sqlalchemy as sa
+import uvicorn
+from fastapi import Depends, FastAPI, Header, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from coop import problems
+from coop.errors import CoopError, Kind
+from federated import approval, coverage, desk
+from federated.budget import debit, site_spend
+from federated.doctor import checks
+from federated.node import Node, clock, staff_token
+from federated.site import patient, quarantine
+
+_PAGE_MAX = 500
+
+
+class StaffTokenError(CoopError):
+    """The loopback API was called without the hospital's staff token."""
+
+    code = "node.staff-token"
+    kind = Kind.UNAUTHENTICATED
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ApprovalBody(_Body):
+    """Which study version to approve, and the hospital's own limit."""
+
+    study_id: str
+    version: int | None = None
+    epsilon_cap: str = Field(default="1", description="Decimal; at most 3.")
+
+
+class EnrolBody(_Body):
+    """Whose identity the registrar checked, and how."""
+
+    records: list[str] = Field(min_length=1, max_length=desk.BATCH_MAX)
+    method: Literal["desk", "post", "custodial", "demo"] = "desk"
+
+
+class RevokeBody(_Body):
+    """Which approval ends."""
+
+    study_sha256: str
+
+
+def application(node: Node) -> FastAPI:
+    """The API over `node`; every route wants the staff token."""
+    token = staff_token(node.site.folder)
+
+    def staff(authorization: Annotated[str, Header()] = "") -> None:
+        if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise StaffTokenError("Authorization: send the token in the node's staff.token file")
+
+    app = FastAPI(
+        title="Hospital node, loopback only",
+        dependencies=[Depends(staff)],
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    problems.install(app)
+    _status_routes(app, node)
+    _decision_routes(app, node)
+    return app
+
+
+def _status_routes(app: FastAPI, node: Node) -> None:
+    site = node.site
+
+    @app.get("/local/v1/status")
+    def status() -> dict[str, Any]:
+        with site.database.reading() as connection:
+            patients = connection.execute(
+                sa.select(sa.func.count()).select_from(patient)
+            ).scalar_one()
+        return {
+            "site": site.name,
+            "did": site.key.did,
+            "hub": site.hub_url,
+            "stopped": node.paused(),
+            "patients": patients,
+            "data_version": site.data_version(),
+            "log_size": node.mirror.size(),
+            "parts": node.health,
+        }
+
+    @app.get("/local/v1/doctor")
+    def doctor() -> dict[str, Any]:
+        return checks(site)
+
+    @app.get("/local/v1/quality")
+    def quality() -> dict[str, Any]:
+        return coverage.quality(site)
+
+    @app.get("/local/v1/quarantine")
+    def quarantined(limit: Annotated[int, Query(ge=1, le=_PAGE_MAX)] = 100) -> dict[str, Any]:
+        with site.database.reading() as connection:
+            rows = connection.execute(sa.select(quarantine).limit(limit)).mappings().all()
+        return {"rows": [dict(row) for row in rows]}
+
+    @app.get("/local/v1/coverage")
+    def consent_coverage() -> dict[str, Any]:
+        return {"studies": coverage.by_study(site, node.mirror, now=clock())}
+
+    @app.get("/local/v1/budget")
+    def budget() -> dict[str, Any]:
+        with site.database.reading() as connection:
+            studies = [
+                {
+                    **_listed(entry),
+                    "spend": site_spend(connection, entry["study_id"], entry["version"]),
+                }
+                for entry in approval.approved_studies(connection)
+            ]
+        return {"studies": studies}
+
+    @app.get("/local/v1/audit")
+    def audit(
+        after: int = 0, limit: Annotated[int, Query(ge=1, le=_PAGE_MAX)] = 100
+    ) -> dict[str, Any]:
+        with site.database.reading() as connection:
+            rows = connection.execute(
+                sa.select(debit)
+                .where(debit.c.sequence > after)
+                .order_by(debit.c.sequence)
+                .limit(limit)
+            ).mappings()
+            return {"debits": [dict(row) for row in rows]}
+
+
+def _decision_routes(app: FastAPI, node: Node) -> None:
+    site = node.site
+
+    @app.get("/local/v1/approvals")
+    def approvals() -> dict[str, Any]:
+        with site.database.reading() as connection:
+            approved = [_listed(entry) for entry in approval.approved_studies(connection)]
+        return {"approved": approved, "open": node.client.get("/v1/studies")["studies"]}
+
+    @app.get("/local/v1/approvals/{study_id}")
+    def review(study_id: str, version: int | None = None) -> dict[str, Any]:
+        return approval.review(site, node.client, study_id, version, now=clock())
+
+    @app.post("/local/v1/approvals")
+    def approve(body: ApprovalBody) -> dict[str, Any]:
+        return approval.approve(
+            site,
+            node.client,
+            body.study_id,
+            version=body.version,
+            epsilon_cap=body.epsilon_cap,
+            now=clock(),
+        )
+
+    @app.post("/local/v1/approvals:revoke")
+    def revoke(body: RevokeBody) -> dict[str, Any]:
+        approval.revoke(site, body.study_sha256, now=clock())
+        return {"revoked": body.study_sha256}
+
+    @app.post("/local/v1/enrolments")
+    def enrol(body: EnrolBody) -> dict[str, Any]:
+        return {"codes": desk.enrol(site, body.records, method=body.method, now=clock())}
+
+    @app.post("/local/v1/stop")
+    def stop() -> dict[str, Any]:
+        node.pause(stopped=True)
+        return {"stopped": True}
+
+    @app.post("/local/v1/resume")
+    def resume() -> dict[str, Any]:
+        node.pause(stopped=False)
+        return {"stopped": False}
+
+
+def _listed(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != "study"}
+
+
+def serve_local(node: Node, port: int) -> None:
+    """Serve the loopback API until `node.stop` is set; writes the address to `local.url`."""
+    config = uvicorn.Config(
+        application(node), host="127.0.0.1", port=port, log_level="warning", access_log=False
+    )
+    server = uvicorn.Server(config)
+    # Our own signal handlers set node.stop; uvicorn's would end the process in mid-stop.
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        task = asyncio.create_task(server._serve())  # noqa: SLF001  (serve() would take the signals)
+        while not server.started and not task.done():  # noqa: ASYNC110  (uvicorn has no event)
+            await asyncio.sleep(0.02)
+        if server.started:
+            bound = server.servers[0].sockets[0].getsockname()[1]
+            (node.site.folder / "local.url").write_text(f"http://127.0.0.1:{bound}\n")
+        while not node.stop.is_set() and not task.done():  # noqa: ASYNC110  (a thread sets it)
+            await asyncio.sleep(0.2)
+        server.should_exit = True
+        await task
+
+    asyncio.run(main())

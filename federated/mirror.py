@@ -1,0 +1,296 @@
+"""The hospital's mirror of the log: witnesses it, and turns the hub's word on consent into its own.
+
+The node believes the hub about nothing that widens. It keeps every leaf hash of the log, so a log
+that shrinks or forks is refused with evidence; it verifies every envelope of its own patients; and
+a lease only says *until when* and *under which log* that reading holds.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from threading import RLock
+from typing import Any, NoReturn
+
+from consent.chain import cosigners_needed, heads_digest
+from consent.decide import Standing, State
+from coop.canonical import from_b64u
+from coop.client import Client
+from coop.errors import CoopError
+from coop.journal import note
+from coop.journal.merkle import leaf_hash
+from coop.journal.trust import Trust
+from federated import mirror_store
+from federated.approval import witnesses_of
+from federated.envelopes import Envelope, Fold, UnloggedDocumentError
+from federated.held_lease import (
+    DRIFT,
+    HeadsMismatchError,
+    HeldLease,
+    LeaseExpiredError,
+    LeaseRefusedError,
+    LogRollbackError,
+    WitnessForkError,
+    ask,
+    boottime,
+)
+from federated.site import Site
+
+__all__ = [
+    "HeadsMismatchError",
+    "HeldLease",
+    "LeaseExpiredError",
+    "LeaseRefusedError",
+    "LogRollbackError",
+    "Mirror",
+    "WitnessForkError",
+    "boottime",
+]
+
+
+class Mirror:
+    """One hospital's mirror. Thread-safe.
+
+    Args:
+        site: Whose patients and pinned trust it is.
+        client: Speaks to the hub with the site's key.
+        now: UTC seconds, for cosignatures.
+        clock: CLOCK_BOOTTIME.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        client: Client,
+        *,
+        now: Callable[[], int] = lambda: int(time.time()),
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self._site = site
+        self._client = client
+        self._now = now
+        self._clock = clock
+        self._lock = RLock()
+        self._tree = mirror_store.stored_tree(site)
+        self._fold: Fold | None = None
+        self._heads = ""
+        self._documents_to = mirror_store.documents_to(site)
+
+    def size(self) -> int:
+        """How many entries of the log were verified here."""
+        with self._lock:
+            return self._tree.size
+
+    def standings(self) -> dict[str, Standing]:
+        """How every chain stands by the newest verified envelopes; says nothing of freshness."""
+        with self._lock:
+            return dict(self._folded(self._site.trust).standings)
+
+    def sync(self) -> int:
+        """Fetch and verify what is new; returns the verified log size."""
+        return self.lease().log_size
+
+    def lease(self, witnesses: Mapping[str, str] | None = None) -> HeldLease:
+        """A fresh lease over this hospital's own verified reading of the consents.
+
+        Steps:
+          (1) read the clock, then ask with a fresh nonce: whatever the hub acknowledged before the
+              question is in the answer, so the lease counts from the question;
+          (2) the pinned hub signed the lease, for this site and this nonce;
+          (3) the log only grew, and its newest checkpoint is signed by the pinned log key over the
+              very tree mirrored here;
+          (4) every new envelope of this site's patients stands in that log and verifies;
+          (5) the chain heads are the ones the lease vouches for;
+          (6) a grant is usable only below a checkpoint that enough other pinned sites cosigned.
+
+        Args:
+            witnesses: Name to did of the other hospitals, as pinned in an approval; by default
+                those pinned at join and in this hospital's approvals.
+
+        Raises:
+            LeaseRefusedError: (2) fails. LogRollbackError, WitnessForkError: (3) fails.
+            CoopError: (4) fails, with the code of what is wrong.
+            HeadsMismatchError: (5) fails.
+        """
+        with self._lock:
+            trust = self._site.trust
+            try:
+                return self._lease(trust, witnesses, self._documents_to)
+            except HeadsMismatchError:
+                # The hub may have left something out before: ask for everything once more. What
+                # was seen stays seen, so this can add a withdrawal and never drop one.
+                return self._lease(trust, witnesses, 0)
+
+    def witness(self, wait: int = 0) -> None:
+        """Verify that the log really grew to its newest checkpoint, and cosign it.
+
+        Args:
+            wait: Seconds the hub may wait for something new.
+
+        Raises:
+            LogRollbackError, WitnessForkError: It did not; nothing is signed.
+        """
+        path = f"/v1/sites/{self._site.name}/checkpoints"
+        since = self.size()
+        answer = self._client.get(path, since=since, wait=wait)
+        text = str(answer.get("checkpoint") or "") if isinstance(answer, dict) else ""
+        if not text:
+            return
+        trust = self._site.trust
+        seen = note.open_checkpoint(text, origin=trust.origin, log_did=trust.log)
+        leaves = _leaves(answer)
+        while since + len(leaves) < seen.size:
+            page = _leaves(self._client.get(path, since=since + len(leaves), wait=0))
+            if not page:
+                raise LeaseRefusedError("checkpoint: the hub does not send the entries below it")
+            leaves += page
+        with self._lock:
+            # A lease may have grown the mirror meanwhile.
+            fresh = leaves[max(0, self._tree.size - since) : max(0, seen.size - since)]
+            self._grow(trust, text, fresh)
+            mirror_store.keep_growth(self._site, seen.size, text, fresh)
+            if not mirror_store.must_cosign(self._site, seen.size):
+                return
+        # The growth is durable before it is signed: after a crash here the same size is signed
+        # again, and no other root ever is.
+        now = self._now()
+        signed = note.cosign(text, name=self._site.name, key=self._site.key, now=now)
+        self._client.post(f"/v1/sites/{self._site.name}/cosignatures", {"checkpoint": signed})
+        mirror_store.keep_cosigned(self._site, seen.size, now)
+
+    def evidence(self) -> list[Mapping[str, Any]]:
+        """Signed notes of the log that contradict each other, oldest first."""
+        return mirror_store.evidence(self._site)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _lease(
+        self, trust: Trust, witnesses: Mapping[str, str] | None, documents_from: int
+    ) -> HeldLease:
+        # (1), (2)
+        asked = ask(
+            self._client,
+            site=self._site.name,
+            hub_did=trust.hub,
+            have=self._tree.size,
+            documents_from=documents_from,
+            clock=self._clock,
+        )
+        subject = asked.lease.subject
+        # (3)
+        self._grow(trust, asked.latest, asked.leaves)
+        try:
+            # (4)
+            fold, fresh = self._tried(trust, asked.envelopes, whole=documents_from == 0)
+            # (5)
+            heads = heads_digest(fold.heads()) if fresh or not self._heads else self._heads
+            if heads != subject.heads_sha256:
+                raise HeadsMismatchError(
+                    "lease: the hub vouches for other consents than it sent; see the evidence"
+                )
+            # (6)
+            cosigned = self._cosigned_size(trust, subject.checkpoint, witnesses)
+        except CoopError:
+            if asked.leaves:
+                self._tree = mirror_store.stored_tree(self._site)
+            raise
+        mirror_store.keep_lease(self._site, asked.lease, asked.latest, asked.leaves, fresh)
+        self._fold, self._heads = fold, heads
+        self._documents_to = subject.log_size
+        return HeldLease(
+            document=asked.lease.document,
+            digest=asked.lease.digest,
+            log_size=subject.log_size,
+            cosigned_size=cosigned,
+            expires_boottime=asked.started + subject.seconds * (1 - DRIFT),
+            standings=dict(fold.standings),
+            usable=frozenset(
+                pid
+                for pid, standing in fold.standings.items()
+                if standing.state is State.ACTIVE and 0 <= standing.widened_index < cosigned
+            ),
+        )
+
+    def _grow(self, trust: Trust, text: str, leaves: Sequence[bytes]) -> None:
+        """Let the tree grow to the checkpoint `text`, or keep it as it was and raise."""
+        seen = note.open_checkpoint(text, origin=trust.origin, log_did=trust.log)
+        if seen.size < self._tree.size:
+            if self._tree.root(seen.size) != seen.root:
+                self._convict(text)
+            raise LogRollbackError(
+                f"checkpoint: the log had {self._tree.size} entries and now has {seen.size}"
+            )
+        if seen.size != self._tree.size + len(leaves):
+            raise LeaseRefusedError("checkpoint: is of another size than the entries sent with it")
+        for leaf in leaves:
+            self._tree.append(leaf_hash(leaf))
+        if self._tree.size == seen.size and self._tree.root() == seen.root:
+            return
+        if leaves:
+            self._tree = mirror_store.stored_tree(self._site)
+        self._convict(text)
+
+    def _convict(self, theirs: str) -> NoReturn:
+        mirror_store.keep_evidence(self._site, theirs, WitnessForkError.code, self._now())
+        raise WitnessForkError(
+            "checkpoint: the log does not extend what it showed before; both notes are kept"
+        )
+
+    def _empty_fold(self, trust: Trust) -> Fold:
+        return Fold(site=self._site.name, site_did=self._site.key.did, hub_did=trust.hub)
+
+    def _folded(self, trust: Trust) -> Fold:
+        """The fold of everything stored, verified again when this process first needs it."""
+        if self._fold is None:
+            fold = self._empty_fold(trust)
+            for envelope in mirror_store.stored_envelopes(self._site):
+                fold.take(envelope)
+            self._fold = fold
+        return self._fold
+
+    def _tried(
+        self, trust: Trust, sent: Iterable[Envelope], *, whole: bool
+    ) -> tuple[Fold, list[Envelope]]:
+        """The fold with the envelopes that are new, and those; `whole` reads all once more."""
+        stored = mirror_store.stored_envelopes(self._site) if whole else []
+        known = {envelope.index: envelope for envelope in stored}
+        by_index = {e.index: e for e in sent if e.index not in known}
+        fresh = [by_index[index] for index in sorted(by_index)]
+        if not whole and not fresh:
+            return self._folded(trust), []
+        for envelope in fresh:
+            if envelope.index >= self._tree.size:
+                raise UnloggedDocumentError(f"entry {envelope.index}: beyond the log")
+            envelope.check_logged(self._tree.hashes(0, envelope.index, envelope.index + 1))
+        if not whole:
+            fold, todo = self._folded(trust).copy(), fresh
+        else:
+            everything = {**known, **by_index}
+            fold = self._empty_fold(trust)
+            todo = [everything[index] for index in sorted(everything)]
+        for envelope in todo:
+            fold.take(envelope)
+        return fold, fresh
+
+    def _cosigned_size(self, trust: Trust, text: str, witnesses: Mapping[str, str] | None) -> int:
+        """The size enough others vouch for; 0 when they do not, so that nothing is usable."""
+        if witnesses is None:
+            with self._site.database.reading() as connection:
+                witnesses = {**trust.sites, **witnesses_of(connection, self._site.key.did)}
+        others = {
+            name: did
+            for name, did in witnesses.items()
+            if name != self._site.name and did != self._site.key.did
+        }
+        needed = cosigners_needed(len(others) + 1)
+        if needed == 0:  # a single hospital: unwitnessed, and labelled so
+            return self._tree.size
+        seen = note.open_checkpoint(text, origin=trust.origin, log_did=trust.log)
+        if seen.size > self._tree.size or len(note.cosigners(text, others)) < needed:
+            return 0
+        if self._tree.root(seen.size) != seen.root:
+            self._convict(text)
+        return seen.size
+
+
+def _leaves(answer: object) -> list[bytes]:
+    entries = answer.get("entries") if isinstance(answer, dict) else None
+    return [from_b64u(str(text)) for text in entries] if isinstance(entries, list) else []

@@ -1,0 +1,169 @@
+"""The mirror's tables, and what is read from and written to them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from coop.canonical import jcs, parse_object
+from coop.db import RowId, insert_ignore, metadata
+from coop.documents.envelope import Opened
+from coop.documents.training import Lease
+from coop.journal.merkle import Tree, leaf_hash
+from federated.envelopes import Envelope
+from federated.site import Site, get_state, put_state
+
+_DOCUMENTS_TO: Final = "mirror_documents_to"
+
+mirror_entry = sa.Table(
+    "mirror_entry",
+    metadata,
+    sa.Column("log_index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("leaf_hash", sa.LargeBinary, nullable=False),
+)
+mirror_document = sa.Table(
+    "mirror_document",
+    metadata,
+    sa.Column("log_index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("pid", sa.String(26), nullable=False, index=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("salt", sa.String(64), nullable=False),
+)
+mirror_note = sa.Table(
+    "mirror_note",
+    metadata,
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("cosigned_at", sa.BigInteger),
+)
+mirror_lease = sa.Table(
+    "mirror_lease",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("log_size", sa.BigInteger, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+)
+"""Leases held: with a patient's receipt they convict a hub that withheld her withdrawal."""
+mirror_evidence = sa.Table(
+    "mirror_evidence",
+    metadata,
+    sa.Column("id", RowId, primary_key=True),
+    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("ours", sa.Text, nullable=False),
+    sa.Column("theirs", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+"""Signed notes of the log that contradict what it showed before."""
+
+
+def stored_tree(site: Site) -> Tree:
+    """The verified tree."""
+    tree = Tree()
+    with site.database.reading() as connection:
+        query = sa.select(mirror_entry.c.leaf_hash).order_by(mirror_entry.c.log_index)
+        for hashed in connection.execute(query).scalars():
+            tree.append(bytes(hashed))
+    return tree
+
+
+def stored_envelopes(site: Site) -> list[Envelope]:
+    """Every verified envelope of this site's patients, in the order of the log."""
+    with site.database.reading() as connection:
+        query = sa.select(mirror_document).order_by(mirror_document.c.log_index)
+        return [
+            Envelope(index=row.log_index, salt=row.salt, document=parse_object(row.document))
+            for row in connection.execute(query)
+        ]
+
+
+def documents_to(site: Site) -> int:
+    """The stored envelopes are complete below this index, as far as the hub said."""
+    with site.database.reading() as connection:
+        return int(get_state(connection, _DOCUMENTS_TO) or 0)
+
+
+def keep_growth(site: Site, size: int, text: str, leaves: Sequence[bytes]) -> None:
+    """Make verified growth durable: `leaves` are the last entries of the log of `size`."""
+    with site.database.unit_of_work() as connection:
+        _keep_growth(connection, size, text, leaves)
+
+
+def keep_lease(
+    site: Site,
+    lease: Opened[Lease],
+    text: str,
+    leaves: Sequence[bytes],
+    envelopes: Sequence[Envelope],
+) -> None:
+    """Make a verified lease and what came with it durable, in one unit of work."""
+    with site.database.unit_of_work() as connection:
+        _keep_growth(connection, lease.subject.log_size, text, leaves)
+        for envelope in envelopes:
+            insert_ignore(connection, mirror_document, _document_row(envelope))
+        if leaves or envelopes:
+            put_state(connection, _DOCUMENTS_TO, str(lease.subject.log_size))
+        connection.execute(
+            mirror_lease.insert().values(
+                digest=lease.digest,
+                log_size=lease.subject.log_size,
+                document=jcs(lease.document).decode(),
+            )
+        )
+
+
+def must_cosign(site: Site, size: int) -> bool:
+    """Whether the verified checkpoint of this size still lacks our cosignature at the hub."""
+    with site.database.reading() as connection:
+        query = sa.select(mirror_note.c.cosigned_at).where(mirror_note.c.size == size)
+        return size > 0 and connection.execute(query).scalar() is None
+
+
+def keep_cosigned(site: Site, size: int, at: int) -> None:
+    """Note that the hub has our cosignature of this size."""
+    with site.database.unit_of_work() as connection:
+        connection.execute(
+            mirror_note.update().where(mirror_note.c.size == size).values(cosigned_at=at)
+        )
+
+
+def keep_evidence(site: Site, theirs: str, reason: str, at: int) -> None:
+    """Keep a signed note that contradicts our newest one, beside that one; once."""
+    with site.database.unit_of_work() as connection:
+        query = sa.select(mirror_note.c.note).order_by(mirror_note.c.size.desc()).limit(1)
+        ours = connection.execute(query).scalar() or ""
+        same = (mirror_evidence.c.ours == ours) & (mirror_evidence.c.theirs == theirs)
+        if connection.execute(sa.select(mirror_evidence.c.id).where(same)).first() is None:
+            values = {"reason": reason, "ours": ours, "theirs": theirs, "at": at}
+            connection.execute(mirror_evidence.insert().values(values))
+
+
+def evidence(site: Site) -> list[Mapping[str, Any]]:
+    """Signed notes that contradict each other, oldest first."""
+    with site.database.reading() as connection:
+        query = sa.select(mirror_evidence).order_by(mirror_evidence.c.id)
+        return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def _keep_growth(connection: sa.Connection, size: int, text: str, leaves: Sequence[bytes]) -> None:
+    if leaves:
+        start = size - len(leaves)
+        rows = [
+            {"log_index": start + number, "leaf_hash": leaf_hash(leaf)}
+            for number, leaf in enumerate(leaves)
+        ]
+        connection.execute(mirror_entry.insert(), rows)
+    insert_ignore(connection, mirror_note, {"size": size, "note": text})
+
+
+def _document_row(envelope: Envelope) -> dict[str, object]:
+    subject = envelope.document["credentialSubject"]
+    return {
+        "log_index": envelope.index,
+        "pid": str(subject["pid"]) if isinstance(subject, dict) else "",
+        "kind": envelope.kind,
+        "digest": envelope.digest,
+        "document": jcs(envelope.document).decode(),
+        "salt": envelope.salt,
+    }

@@ -1,0 +1,59 @@
+"""Who may take part: the rows here, narrowed by consents this hospital verified itself.
+
+No count leaves through here: callers get a set and never say how large it is.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from consent.decide import Effect, Request, decide
+from coop.documents.study import MICRO, Study
+from federated.accounting import epsilon_of_rho, plan
+from federated.mirror import HeldLease
+
+Action = Literal["train-federated", "evaluate", "infer-aggregate"]
+
+
+def consent_request(study: Study, action: Action, at: int) -> Request:
+    """What a study asks of a patient's policy at the instant `at`."""
+    return Request(
+        action=action,
+        purpose=study.purpose,
+        data_class=study.data_class,
+        study_id=study.study_id,
+        organisation=study.proposer,
+        commercial=study.commercial,
+        at=at,
+        disease=study.disease,
+        epsilon_micro=_price(study, action),
+    )
+
+
+def permitted(lease: HeldLease, pids: Iterable[str], request: Request) -> set[str]:
+    """Those of `pids` whose verified, cosigned policy permits `request`.
+
+    Args:
+        lease: The consent state; the caller checked that it is still in force.
+        pids: Patients with rows here.
+        request: What is asked.
+    """
+    # A grant counts only under a checkpoint that the other hospitals cosigned: a hub alone cannot
+    # slip one in. What narrowed since then is in the standing already.
+    usable = (pid for pid in pids if pid in lease.usable)
+    return {
+        pid for pid in usable if decide(lease.standings.get(pid), request).effect is Effect.PERMIT
+    }
+
+
+def _price(study: Study, action: Action) -> int:
+    """What the study may cost a patient in epsilon, held against her own cap.
+
+    Cohort questions stand on a line of their own, so taking part in them is held against the whole:
+    the plan and that line together.
+    """
+    if action != "infer-aggregate":
+        return study.budget.epsilon_micro
+    split = plan(study.budget, study.recipe.rounds)
+    whole = split.rho_total_nano + study.budget.cohort_rho_nano
+    return math.ceil(epsilon_of_rho(whole, split.delta) * MICRO)

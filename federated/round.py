@@ -1,0 +1,314 @@
+"""One round at a hospital: from a signed order to a noised update, in the seven steps of DESIGN §7.
+
+What leaves is the noised update and a receipt of digests and salted commitments. Nothing exact
+does: no count, no error that depends on a record; an empty cohort answers with pure noise.
+
+| a crash                          | afterwards                                                    |
+|----------------------------------|---------------------------------------------------------------|
+| before the debit of (4)          | nothing happened                                              |
+| between (4) and storing in (5)   | debited; the repeat computes again under the same debit       |
+| between (5) and (7)              | the repeat sends the stored bytes, after a fresh (6)          |
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import safetensors.numpy
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from coop.canonical import Json, document_digest, jcs, parse_object, sha256
+from coop.documents.envelope import issue, open_document
+from coop.documents.study import MICRO
+from coop.documents.training import RoundReceipt
+from coop.errors import ConflictError, CoopError, Kind
+from federated import budget
+from federated.answers import (
+    State,
+    Stored,
+    attempts,
+    cohort_commitment,
+    count_commitment,
+    discard,
+    release,
+    store,
+    stored,
+)
+from federated.approval import approved_study
+from federated.evaluation import histogram, noised
+from federated.mandate import Mandate, open_order, verify
+from federated.mirror import HeldLease, Mirror
+from federated.models import Weights, predict
+from federated.permits import consent_request, permitted
+from federated.records import all_pids, rows_of
+from federated.site import Site
+from federated.usable import Examples, examples
+
+Clock = Callable[[], int]
+
+ATTEMPTS_MAX: Final = 16  # of one round; the reserve of any sane plan ends before
+
+
+class WithdrawnError(CoopError):
+    """A patient of the cohort withdrew before the answer could leave; it never will. Ask again."""
+
+    code = "round.withdrawn"
+    kind = Kind.CONFLICT
+
+
+class ChangedInputError(ConflictError):
+    """This round was answered for other weights; a changed round is another order's."""
+
+    code = "round.changed-input"
+
+
+class TooManyAttemptsError(CoopError):
+    """So many withdrawals during one round that it is not tried again."""
+
+    code = "round.too-many-attempts"
+    kind = Kind.TOO_MANY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoundInput:
+    """What the hub sent for one round."""
+
+    order: Mapping[str, Json]
+    request: Mapping[str, Json]
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoundAnswer:
+    """What leaves: the signed receipt and the noised arrays its `update_sha256` names."""
+
+    receipt: dict[str, Json]
+    update: dict[str, NDArray[Any]]
+    """`{"weight": float32 [d]}`, or `{"histogram": int64 [groups, 2, bins]}` in phase evaluate."""
+
+
+def wall_clock() -> int:
+    """UTC seconds: the node's edge, where time enters."""
+    return int(time.time())
+
+
+def answer_round(
+    site: Site, mirror: Mirror, asked: RoundInput, *, now: Clock = wall_clock
+) -> RoundAnswer:
+    """Answer one round, or refuse it with a code that says nothing about any patient.
+
+    Guarantees: only rows whose patients' consent this node verified itself take part; the budget is
+    debited before noise is drawn and never refunded; a repeat of the same input returns the same
+    bytes for no further debit; nothing leaves once a patient of the cohort has withdrawn.
+
+    Args:
+        site: This hospital.
+        mirror: Where leases come from.
+        asked: Order, request and weights as received.
+        now: UTC seconds, read at each step.
+
+    Raises:
+        NotApprovedError, OrderMismatchError, PlanMismatchError, …: (1), see `federated.mandate`.
+        LeaseExpiredError and the mirror's refusals: (2) or (6) cannot know the consents.
+        BudgetExhaustedError: (4) cannot debit.
+        WithdrawnError: (6) found a withdrawal.
+        ChangedInputError: The round was answered for another input.
+    """
+    # (1) The chain against this site's own approval and the pinned keys.
+    mandate = _mandate(site, asked, now())
+    with site.database.reading() as connection:
+        answer = _known(connection, mandate)
+    if answer is None or answer.state is State.GRANTED:
+        # (2) A lease whose envelopes this node verified itself.
+        lease = mirror.lease(mandate.approved.approval.witnesses)
+        # (3) and (4) The cohort, its debit and the grant.
+        answer = _grant(site, mandate, lease, now())
+        # Debited, noise not yet drawn: a crash here loses budget, never privacy.
+        # (5) Compute and store.
+        answer = _compute(site, mandate, answer, lease, now())
+    # (6) Nothing leaves without a fresh lease that still covers everyone in the cohort.
+    asked_at = now()
+    fresh = mirror.lease(mandate.approved.approval.witnesses)
+    _refuse_if_withdrawn(site, mandate, answer, fresh, asked_at)
+    # (7) Sign and send.
+    return _release(site, mandate, answer, fresh, asked_at)
+
+
+def _mandate(site: Site, asked: RoundInput, at: int) -> Mandate:
+    hub_did = site.trust.hub
+    order = open_order(asked.order, hub_did)
+    with site.database.reading() as connection:
+        approved = approved_study(connection, site, order.subject.study_sha256)
+    return verify(
+        approved,
+        order,
+        asked.request,
+        asked.weights,
+        did=site.key.did,
+        hub_did=hub_did,
+        now=at,
+    )
+
+
+def _known(connection: sa.Connection, mandate: Mandate) -> Stored | None:
+    """The round's answer that may still leave; None if there is none or all were discarded."""
+    tried = attempts(connection, mandate.key)
+    if any(answer.input_sha256 != mandate.input_sha256 for answer in tried):
+        raise ChangedInputError("request: this round was asked before with other weights")
+    living = [answer for answer in tried if answer.state is not State.DISCARDED]
+    return living[-1] if living else None
+
+
+def _grant(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> Stored:
+    """(3) and (4): the cohort and its debit, in one transaction."""
+    willing = _willing(site, mandate, lease, at)
+    with site.database.unit_of_work() as connection:
+        budget.lock(connection)
+        answer = _known(connection, mandate)
+        if answer is not None:
+            return answer
+        attempt = len(attempts(connection, mandate.key)) + 1
+        if attempt > ATTEMPTS_MAX:
+            raise TooManyAttemptsError("round: tried too often")
+        # The individual filter: whoever cannot pay leaves before anything is computed.
+        cohort = budget.afford(connection, willing, mandate.rho_nano)
+        lease.check()
+        draw = budget.Draw(
+            key=f"{mandate.key}:{attempt}",
+            input_sha256=mandate.input_sha256,
+            lease_sha256=lease.digest,
+            phase=mandate.request.subject.phase,
+            attempt=attempt,
+            rho_nano=mandate.rho_nano,
+            sigma_micro=mandate.sigma_micro,
+            order_sha256=mandate.order.digest,
+            round=mandate.request.subject.round,
+        )
+        return budget.grant(connection, draw, cohort, mandate.approved.lines, now=at)
+
+
+def _willing(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> set[str]:
+    """Rows ∩ permits ∩ the fold of this phase ∩ rows the study can use."""
+    study = mandate.study
+    evaluating = mandate.request.subject.phase == "evaluate"
+    request = consent_request(study, mandate.action, at)
+    with site.database.reading() as connection:
+        permits = permitted(lease, all_pids(connection), request)
+        fold = {
+            pid
+            for pid in permits
+            if site.is_evaluation(pid, study.evaluation.fold_percent) == evaluating
+        }
+        return set(examples(rows_of(connection, fold), study, site.name).pids)
+
+
+def _compute(site: Site, mandate: Mandate, answer: Stored, lease: HeldLease, at: int) -> Stored:
+    """(5): the noised bytes of a granted draw, kept before anything else happens."""
+    if answer.state is not State.GRANTED:
+        return answer
+    with site.database.reading() as connection:
+        members = budget.cohort_of(connection, answer.debit_sequence)
+        # Granted by an earlier process: whoever withdrew since then must not even be read.
+        if not _all_permit(mandate, lease, set(members), at):
+            rows = None
+        else:
+            rows = examples(rows_of(connection, members), mandate.study, site.name)
+    if rows is None:
+        _discard(site, answer)
+    lease.check()
+    body = safetensors.numpy.save(_update(mandate, rows))
+    with site.database.unit_of_work() as connection:
+        return store(connection, answer.key, bytes(body))
+
+
+def _update(mandate: Mandate, rows: Examples) -> dict[str, NDArray[Any]]:
+    study = mandate.study
+    if mandate.request.subject.phase == "evaluate":
+        exact = histogram(
+            predict(mandate.weights, rows.x),
+            rows.y,
+            rows.groups,
+            study.evaluation.groups,
+            study.evaluation.bins,
+        )
+        return {
+            "histogram": noised(exact, sigma_micro=mandate.sigma_micro, rho_nano=mandate.rho_nano)
+        }
+    from federated.private_training import private_gradient  # noqa: PLC0415  (loads torch)
+
+    clip, sigma = study.recipe.clip_micro / MICRO, mandate.sigma_micro / MICRO
+    return dict(private_gradient(mandate.weights, rows.x, rows.y, clip=clip, sigma=sigma))
+
+
+def _refuse_if_withdrawn(
+    site: Site, mandate: Mandate, answer: Stored, fresh: HeldLease, at: int
+) -> None:
+    """(6): discard the answer if the fresh lease no longer covers all of its cohort."""
+    with site.database.reading() as connection:
+        members = set(budget.cohort_of(connection, answer.debit_sequence))
+        approved_study(connection, site, mandate.approved.study_sha256).check_in_force(at)
+    fresh.check()
+    if not _all_permit(mandate, fresh, members, at):
+        _discard(site, answer)
+
+
+def _all_permit(mandate: Mandate, lease: HeldLease, members: set[str], at: int) -> bool:
+    request = consent_request(mandate.study, mandate.action, at)
+    return permitted(lease, members, request) == members
+
+
+def _discard(site: Site, answer: Stored) -> NoReturn:
+    with site.database.unit_of_work() as connection:
+        discard(connection, answer.key)
+    raise WithdrawnError("round: a consent changed while it was answered; ask again")
+
+
+def _release(
+    site: Site, mandate: Mandate, answer: Stored, fresh: HeldLease, at: int
+) -> RoundAnswer:
+    """(7): the receipt, kept before it leaves; a repeat of the same request gets the same one."""
+    with site.database.unit_of_work() as connection:
+        budget.lock(connection)  # of two repeats at once, one signs and the other reads
+        kept = stored(connection, answer.key)
+        if kept is None or kept.body is None or kept.state is not State.STORED:
+            raise WithdrawnError("round: a consent changed while it was answered; ask again")
+        receipt = _receipt_of(kept, mandate)
+        if receipt is None:
+            members = budget.cohort_of(connection, kept.debit_sequence)
+            subject = _receipt(site, mandate, kept, members, fresh.digest)
+            receipt = issue(subject, site.key, at)
+            text = jcs(receipt).decode()
+            release(connection, kept.key, text, document_digest(receipt), at=at)
+    return RoundAnswer(receipt=receipt, update=dict(safetensors.numpy.load(kept.body)))
+
+
+def _receipt_of(kept: Stored, mandate: Mandate) -> dict[str, Json] | None:
+    """The receipt that left before for this very request; the hub may sign a repeat anew."""
+    if kept.document is None:
+        return None
+    receipt = parse_object(kept.document)
+    subject = open_document(RoundReceipt, receipt, issuers=None).subject
+    return receipt if subject.request_sha256 == mandate.request.digest else None
+
+
+def _receipt(
+    site: Site, mandate: Mandate, kept: Stored, members: Mapping[str, str], release_lease: str
+) -> RoundReceipt:
+    asked = mandate.request.subject
+    return RoundReceipt(
+        site=site.name,
+        order_sha256=mandate.order.digest,
+        phase=asked.phase,
+        round=asked.round,
+        request_sha256=mandate.request.digest,
+        lease_sha256=kept.lease_sha256,
+        release_lease_sha256=release_lease,
+        cohort_commitment=cohort_commitment(members, kept.salt),
+        count_commitment=count_commitment(kept.salt, len(members)),
+        debit_sequence=kept.debit_sequence,
+        sigma_micro=mandate.sigma_micro,
+        clip_micro=mandate.study.recipe.clip_micro,
+        update_sha256=sha256(kept.body or b"").hex(),
+    )

@@ -1,0 +1,154 @@
+"""Tables and types of training runs; `federated.rounds` reads and writes them."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+import safetensors.numpy
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from coop.db import metadata
+from coop.documents.envelope import Opened
+from coop.documents.study import Study
+from coop.documents.training import Order
+from coop.errors import ConflictError
+from federated import models
+
+training_run = sa.Table(
+    "training_run",
+    metadata,
+    sa.Column("order_sha256", sa.String(64), primary_key=True),
+    sa.Column("study_sha256", sa.String(64), nullable=False, index=True),
+    sa.Column("study_id", sa.String(64), nullable=False, index=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("phase", sa.String(16), nullable=False),
+    sa.Column("round", sa.BigInteger, nullable=False),
+    sa.Column("rounds", sa.BigInteger, nullable=False),
+    sa.Column("error", sa.String(80)),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+"""`phase` and `round` are of the last finished round; round 0 before the first."""
+
+round_request = sa.Table(
+    "round_request",
+    metadata,
+    sa.Column("order_sha256", sa.ForeignKey("training_run.order_sha256"), primary_key=True),
+    sa.Column("round", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+)
+"""The document is in the journal. Written before it is sent, and never replaced."""
+
+round_checkpoint = sa.Table(
+    "round_checkpoint",
+    metadata,
+    sa.Column("order_sha256", sa.ForeignKey("training_run.order_sha256"), primary_key=True),
+    sa.Column("round", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("phase", sa.String(16), nullable=False),
+    sa.Column("state", sa.LargeBinary, nullable=False),
+    sa.Column("record_sha256", sa.String(64), nullable=False),
+)
+"""`state`: safetensors of the weights after the round, or of the summed evaluation histogram."""
+
+TRAIN: Final = "train"
+EVALUATE: Final = "evaluate"
+HISTOGRAM: Final = "histogram"
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    RELEASING = "releasing"
+    """Every round is done; the release follows, again after a crash until it is done."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OPEN: Final = (RunState.QUEUED, RunState.RUNNING, RunState.RELEASING)
+
+
+class RunNotOpenError(ConflictError):
+    """The run has ended or was cancelled; nothing more happens to it."""
+
+    code = "training.not-open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """One training run as it stands."""
+
+    order_sha256: str
+    study_sha256: str
+    study_id: str
+    version: int
+    state: RunState
+    phase: str
+    round: int
+    rounds: int
+    error: str | None
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextRound:
+    """Everything one round needs, read back from what is durable."""
+
+    order: Opened[Order]
+    study: Study
+    phase: str
+    round: int
+    weights: models.Weights
+    """To send: the last iterate, or for the evaluation the mean of the last ones."""
+    previous_sha256: str | None
+
+    @property
+    def sigma_micro(self) -> int:
+        """The ordered noise of this phase."""
+        order = self.order.subject
+        return order.training_sigma_micro if self.phase == TRAIN else order.evaluation_sigma_micro
+
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of an honest answer, by name."""
+        if self.phase == TRAIN:
+            return {name: (value.shape, "float32") for name, value in self.weights.items()}
+        evaluation = self.study.evaluation
+        return {HISTOGRAM: ((len(evaluation.groups), 2, evaluation.bins), "int64")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run's rounds made."""
+
+    order: Opened[Order]
+    study: Study
+    weights: models.Weights
+    """The released ones: the mean of the last iterates."""
+    histogram: NDArray[np.int64] | None
+    """Sum of the noised evaluation histograms [groups, 2, bins]; None without an evaluation."""
+    evaluated_sites: int
+    """How many hospitals' noise is in it."""
+    record_sha256s: list[str]
+    """Digests of the round records in order, the evaluation's last."""
+
+
+def histogram_of(state: bytes) -> NDArray[np.int64]:
+    """The summed histogram of an evaluation's checkpoint (our own bytes)."""
+    return np.asarray(safetensors.numpy.load(state)[HISTOGRAM], dtype=np.int64)
+
+
+def histogram_bytes(total: NDArray[np.int64]) -> bytes:
+    """An evaluation's checkpoint; equal sums give equal bytes."""
+    return bytes(safetensors.numpy.save({HISTOGRAM: np.ascontiguousarray(total)}))
+
+
+def run_row(row: sa.Row[tuple[object, ...]]) -> RunRow:
+    """A row of `training_run`."""
+    values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's public name for it)
+    return RunRow(**{**values, "state": RunState(values["state"])})

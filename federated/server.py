@@ -1,0 +1,238 @@
+"""The trainer: a thread of the hub that turns queued orders into trained models, round by round.
+
+It owns the SuperLink's process, registers the members' nodes there, and drives Flower runs itself.
+Everything it knows is in `federated.rounds`: killed at any instruction, it goes on after the last
+checkpoint, and hospitals answer a round they answered before from their stores.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+
+from coop import members
+from coop.canonical import sha256
+from coop.errors import CoopError, Kind
+from coop.logs import logger
+from federated import models
+from federated.collect import ROUND_S, Collector, refusals
+from federated.flower_run import FlowerRun, open_run
+from federated.gate import Admitted
+from federated.rounds import Rounds
+from federated.run_tables import (
+    HISTOGRAM,
+    TRAIN,
+    NextRound,
+    RunNotOpenError,
+    RunRow,
+    RunState,
+    histogram_bytes,
+)
+from federated.step import apply_round
+from federated.superlink import SuperLink, SuperLinkDownError
+
+_IDLE_S: Final = 0.5
+_READY_S: Final = 60.0  # a cold start on a loaded machine took 10 s
+_ONLINE_S: Final = 30.0  # how long a run waits for the whole roster before it starts with a quorum
+_ATTEMPTS_MAX: Final = 3
+_ATTEMPT_PAUSE_S: Final = 3.0
+_BACKOFF_MAX_S: Final = 15.0
+
+WAITING: Final = "training.waiting-for-sites"
+
+
+class BelowQuorumError(CoopError):
+    """Too few hospitals answered a round, several times; the run may be ordered again later."""
+
+    code = "round.below-quorum"
+    kind = Kind.UNAVAILABLE
+
+
+class OrderExpiredError(CoopError):
+    """The order's time is over before its rounds are."""
+
+    code = "training.order-expired"
+    kind = Kind.CONFLICT
+
+
+class Trainer:
+    """Trains queued runs, one after the other, until `stop`.
+
+    Args:
+        rounds: The hub's runs.
+        link: Its SuperLink, which this trainer starts, restarts and stops.
+        on_finished: Releases the model of an order; called again after a crash, so it must do
+            nothing the second time.
+        round_s: Deadline of one round.
+        online_s: How long a starting run waits for its whole roster.
+    """
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        link: SuperLink,
+        *,
+        on_finished: Callable[[str], None],
+        round_s: float = ROUND_S,
+        online_s: float = _ONLINE_S,
+    ) -> None:
+        self.rounds = rounds
+        self.link = link
+        self._on_finished = on_finished
+        self._round_s = round_s
+        self._online_s = online_s
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._registered: dict[str, str] = {}
+        self._nodes: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Start the SuperLink and the thread; returns at once."""
+        self.link.start()
+        self._thread = threading.Thread(target=self._run, name="trainer", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the call in progress; an unfinished round is asked again next time."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+        self.link.stop()
+
+    def _run(self) -> None:
+        pause = _IDLE_S
+        while not self._stop.wait(pause):
+            try:
+                pause = 0.0 if self._step() else _IDLE_S
+            except SuperLinkDownError as error:
+                logger().warning("superlink down", code=error.code)
+                pause = min(max(1.0, 2 * pause), _BACKOFF_MAX_S)
+            except Exception as error:  # noqa: BLE001  (outermost loop: one bug must not end training)
+                logger().error("trainer failed", error_type=type(error).__name__)
+                pause = _BACKOFF_MAX_S
+
+    def _step(self) -> bool:
+        """One piece of work; False if there was none."""
+        self._ready()
+        row = self.rounds.next_run()
+        if row is None:
+            return False
+        try:
+            if row.state is not RunState.RELEASING:
+                self._train(row)
+            # A crash before `finish` repeats the release, which then changes nothing.
+            self._on_finished(row.order_sha256)
+            self.rounds.finish(row.order_sha256)
+        except RunNotOpenError:
+            logger().info("run ended from outside", order=row.order_sha256)
+        except SuperLinkDownError:
+            raise
+        except CoopError as error:
+            logger().warning("run failed", order=row.order_sha256, code=error.code)
+            self.rounds.fail(row.order_sha256, error.code)
+        return True
+
+    def _ready(self) -> None:
+        """A running SuperLink that knows exactly the active members' keys."""
+        if not self.link.alive():
+            self.link.start()
+            self._registered = {}
+        with self.rounds.database.reading() as connection:
+            keys = {name: row.supernode_key for name, row in members.sites(connection).items()}
+        if keys != self._registered:
+            self.link.wait_ready(_READY_S, self._stop)
+            self._nodes = self.link.register(keys)
+            self._registered = keys
+            logger().info("nodes registered", size=len(keys))
+
+    def _train(self, row: RunRow) -> None:
+        asked = self.rounds.next_round(row.order_sha256)
+        if asked is not None:
+            self.link.wait_ready(_READY_S, self._stop)
+            with open_run(self.link) as run:
+                self._wait_for_roster(run, asked)
+                while asked is not None:
+                    self._round(run, asked)
+                    asked = self.rounds.next_round(row.order_sha256)
+        self.rounds.release(row.order_sha256)
+
+    def _roster(self, asked: NextRound) -> dict[str, int]:
+        return {
+            entry.site: self._nodes[entry.site]
+            for entry in asked.order.subject.roster
+            if entry.site in self._nodes
+        }
+
+    def _wait_for_roster(self, run: FlowerRun, asked: NextRound) -> None:
+        """Return when the whole roster is online, or a quorum is and the patience is over."""
+        nodes = set(self._roster(asked).values())
+        deadline = time.monotonic() + self._online_s
+        while True:
+            online = nodes & set(run.presence())
+            late = time.monotonic() > deadline
+            if online == nodes or (late and len(online) >= asked.order.subject.quorum):
+                self.rounds.note(asked.order.digest, None)
+                return
+            if late:
+                self.rounds.note(asked.order.digest, WAITING)
+            self._pause(_IDLE_S)
+            self.rounds.next_round(asked.order.digest)  # raises when the run is cancelled
+            self._check_time(asked)
+
+    def _round(self, run: FlowerRun, asked: NextRound) -> None:
+        """One round to its checkpoint.
+
+        Raises:
+            BelowQuorumError: Too few contributed in every attempt.
+        """
+        request = self.rounds.request(asked)
+        quorum = asked.order.subject.quorum
+        codes: dict[str, str] = {}
+        for attempt in range(_ATTEMPTS_MAX):
+            self._check_time(asked)
+            collector = Collector(
+                run, asked, request, self._roster(asked), quorum, self._round_s, self._stop
+            )
+            admitted = collector.collect()
+            if self._stop.is_set():
+                raise SuperLinkDownError("the hub is stopping")
+            if len(admitted) >= quorum:
+                state, digest = aggregate(asked, admitted)
+                receipts = [admitted[site].receipt for site in sorted(admitted)]
+                self.rounds.commit(
+                    asked, request, receipts, refusals(collector.refused), state, digest
+                )
+                logger().info("round done", round=asked.round, size=len(admitted))
+                return
+            codes = collector.refused
+            logger().warning("below quorum", round=asked.round, attempt=attempt)
+            self._pause(_ATTEMPT_PAUSE_S)
+        said = ", ".join(f"{site} {code}" for site, code in sorted(codes.items()))
+        raise BelowQuorumError(f"round {asked.round}: fewer than {quorum} answers ({said})")
+
+    def _check_time(self, asked: NextRound) -> None:
+        if self.rounds.now() >= asked.order.subject.not_after:
+            raise OrderExpiredError("order: its time is over; order the study anew")
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise SuperLinkDownError("the hub is stopping")
+
+
+def aggregate(asked: NextRound, admitted: Mapping[str, Admitted]) -> tuple[bytes, str]:
+    """The state after the round and the digest its record names; arrival order changes nothing."""
+    if asked.phase == TRAIN:
+        updates = {site: _weights(answer) for site, answer in admitted.items()}
+        weights = apply_round(asked.weights, updates, asked.study.recipe)
+        return models.to_safetensors(weights), models.weights_digest(weights)
+    total = np.zeros(asked.tensors()[HISTOGRAM][0], dtype=np.int64)
+    for site in sorted(admitted):
+        total += admitted[site].update[HISTOGRAM].astype(np.int64)
+    state = histogram_bytes(total)
+    return state, sha256(state).hex()
+
+
+def _weights(answer: Admitted) -> models.Weights:
+    return {name: value.astype(np.float32) for name, value in answer.update.items()}

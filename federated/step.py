@@ -1,0 +1,42 @@
+"""What the hub does with a round's updates: the same arithmetic in production and simulation.
+
+Pure numpy. Sites are summed in the order of their names, so the result depends on no arrival order.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from coop.documents.study import MICRO, Recipe
+from coop.errors import InvariantError
+from federated.models import WEIGHT, Weights
+
+
+def apply_round(weights: Weights, updates: Mapping[str, Weights], recipe: Recipe) -> Weights:
+    """The weights after one gradient step with the sum of the sites' noised gradient sums.
+
+    The sum is divided by the study's public population, never by a count of today's cohort.
+
+    Args:
+        weights: Before the round.
+        updates: Site → its noised sum of clipped gradients; checked by the gate before.
+        recipe: The study's.
+    """
+    if not updates:
+        raise InvariantError("a round without any update must not be applied")
+    total = np.zeros(weights[WEIGHT].shape, dtype=np.float64)
+    for site in sorted(updates):
+        total += updates[site][WEIGHT].astype(np.float64)
+    step = recipe.learning_rate_micro / MICRO * total / recipe.population
+    return {WEIGHT: (weights[WEIGHT].astype(np.float64) - step).astype(np.float32)}
+
+
+def average(iterates: Sequence[Weights], last: int) -> Weights:
+    """The released weights: the mean of the last `last` iterates (all, if there are fewer).
+
+    Post-processing of what the hub already saw, so it costs no privacy; it evens out the noise.
+    """
+    if not iterates or last < 1:
+        raise InvariantError("nothing to average")
+    tail = np.stack([weights[WEIGHT].astype(np.float64) for weights in iterates[-last:]])
+    return {WEIGHT: tail.mean(axis=0).astype(np.float32)}

@@ -1,0 +1,64 @@
+"""Which rows a study can use, and as what numbers; a row it cannot read is left out, silently.
+
+An error about one patient's value would be an answer about that patient, so there is none: she is
+not in the cohort, pays nothing, and the hospital's own data-quality page shows the field.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coop.documents.study import Study
+from coop.features import WrongValueError, columns, training_matrix
+
+Rows = Sequence[tuple[str, dict[str, object]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """What one site computes on: one line per usable patient, in the order of the pids."""
+
+    pids: list[str]
+    x: NDArray[np.float32]
+    """[n, d]"""
+    y: NDArray[np.float32]
+    """[n], 0 or 1"""
+    groups: list[str | None]
+    """[n], each patient's subgroup."""
+
+
+def examples(rows: Rows, study: Study, site: str) -> Examples:
+    """The rows of `rows` with a known outcome, nothing refused and no value of a wrong kind."""
+    readable = _readable(rows, study, site)
+    values = [row for _, row in readable]
+    x, y, kept = training_matrix(values, study.schema_, study.label, site)
+    used = [entry for entry, keep in zip(readable, kept, strict=True) if keep]
+    field = study.evaluation.group_field
+    return Examples(
+        pids=[pid for pid, _ in used],
+        x=x.reshape(len(used), len(columns(study.schema_))),
+        y=y,
+        groups=[_text(row.get(field)) for _, row in used],
+    )
+
+
+def _readable(rows: Rows, study: Study, site: str) -> Rows:
+    try:
+        training_matrix([row for _, row in rows], study.schema_, study.label, site)
+    except WrongValueError:
+        return [entry for entry in rows if _is_readable(entry[1], study, site)]
+    return rows
+
+
+def _is_readable(row: dict[str, object], study: Study, site: str) -> bool:
+    try:
+        training_matrix([row], study.schema_, study.label, site)
+    except WrongValueError:
+        return False
+    return True
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

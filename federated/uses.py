@@ -1,0 +1,90 @@
+"""What used one patient's record: the hospital's signed list, for her alone.
+
+It names the documents that left (round receipts, cohort answers) by digest, so she can hold each
+against the public log. What was computed and discarded never left and is not on it; its privacy
+cost still stands in her odometer.
+"""
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from coop.canonical import parse_object
+from coop.documents.consent import Consent, Use, UseStatement
+from coop.documents.envelope import issue, open_document
+from coop.errors import NotFoundError
+from federated.answers import answer
+from federated.budget import debit, debit_pid
+from federated.mirror_store import mirror_document
+from federated.site import Site, patient
+
+_WHAT: Final = {"train": "training round", "evaluate": "evaluation", "cohort": "cohort answer"}
+_WITHDRAWN: Final = frozenset({"revoke", "suspend"})
+
+
+def statement(site: Site, pid: str, now: int) -> dict[str, Any]:
+    """The signed UseStatement of one patient at this hospital, oldest use first.
+
+    Args:
+        site: This hospital.
+        pid: Whose record.
+        now: UTC seconds.
+
+    Raises:
+        NotFoundError: No such patient here.
+    """
+    with site.database.reading() as connection:
+        if connection.scalar(sa.select(patient.c.pid).where(patient.c.pid == pid)) is None:
+            raise NotFoundError("pid: no such record at this hospital")
+        subject = UseStatement(
+            site=site.name,
+            pid=pid,
+            uses=uses_of(connection, pid),
+            excluded_from=_withdrawn_at(connection, pid),
+        )
+    return issue(subject, site.key, now)
+
+
+def uses_of(connection: sa.Connection, pid: str) -> list[Use]:
+    """Every document that left and used this record."""
+    rows = connection.execute(
+        sa.select(
+            debit.c.phase,
+            debit.c.study_id,
+            debit.c.version,
+            debit.c.round,
+            debit_pid.c.salt,
+            answer.c.document_sha256,
+            answer.c.at,
+        )
+        .join(debit, debit.c.sequence == debit_pid.c.sequence)
+        .join(answer, answer.c.debit_sequence == debit.c.sequence)
+        .where(debit_pid.c.pid == pid, answer.c.document_sha256.is_not(None))
+        .order_by(answer.c.at, debit.c.sequence, answer.c.key)
+    )
+    return [
+        Use(
+            what=_WHAT[row.phase],  # type: ignore[arg-type]  # the ledger's own three phases
+            study_id=row.study_id,
+            version=row.version,
+            document_sha256=row.document_sha256,
+            salt=row.salt,
+            at=row.at,
+            round=row.round,
+        )
+        for row in rows
+    ]
+
+
+def _withdrawn_at(connection: sa.Connection, pid: str) -> int | None:
+    """When her newest consent event withdrew; None while it did not."""
+    text = connection.scalar(
+        sa.select(mirror_document.c.document)
+        .where(mirror_document.c.pid == pid, mirror_document.c.kind == Consent.kind)
+        .order_by(mirror_document.c.log_index.desc())
+        .limit(1)
+    )
+    if text is None:
+        return None
+    event = open_document(Consent, parse_object(text), issuers=None)
+    return event.at if event.subject.event in _WITHDRAWN else None

@@ -1,0 +1,152 @@
+"""What used my record: asked at the patient's own hospital, handed over, and not kept.
+
+Only the hospital knows; the hub relays one signed statement over the hospital's outbound channel
+and erases it with the reply. If the reply is lost she asks again.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import sqlalchemy as sa
+
+from consent.store import enrolment
+from coop import members
+from coop.canonical import Json
+from coop.db import Database
+from coop.documents.consent import UseStatement
+from coop.documents.envelope import open_document
+from coop.doors import Caller
+from coop.errors import CoopError, Kind, NotFoundError
+from inference_gateway import jobs
+from inference_gateway.jobs import JobState
+from inference_gateway.store import OFFLINE_S, SiteOfflineError, last_seen
+
+KIND: Final = "uses"
+WAIT_S: Final = 20  # a statement takes a hospital milliseconds; proxies cut after 30 s
+_ORPHAN_S: Final = 60  # a statement whose asker is gone is erased after this
+
+
+class SiteRefusedError(CoopError):
+    """The hospital refused; its code is in the message."""
+
+    code = "site.refused"
+    kind = Kind.CONFLICT
+
+
+class WrongStatementError(CoopError):
+    """The hospital's document is not a statement about the record that was asked for."""
+
+    code = "uses.wrong-statement"
+    kind = Kind.UNPROCESSABLE
+
+
+class Uses:
+    """Relays use statements. Thread-safe.
+
+    Args:
+        database: The hub's.
+        now: UTC seconds.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], int]) -> None:
+        self._database = database
+        self._now = now
+
+    def start(self, caller: Caller, pid: str) -> str:
+        """Ask the hospital of `pid`, the caller's own; returns the job to wait for.
+
+        Raises:
+            NotFoundError: Somebody else's record, or unknown.
+            SiteOfflineError: Its hospital has not called for a minute.
+        """
+        now = self._now()
+        with self._database.unit_of_work() as connection:
+            row = connection.execute(
+                sa.select(enrolment.c.site, enrolment.c.did).where(enrolment.c.pid == pid)
+            ).one_or_none()
+            if row is None:
+                raise NotFoundError("pid: not found")
+            members.owns(connection, caller, pid, row.did)
+            seen = last_seen(connection, row.site)
+            if now - seen > OFFLINE_S:
+                raise _offline(row.site, seen)
+            job_id = f"u{jobs.new_id(now)}"
+            asked = jobs.NewJob(
+                id=job_id,
+                site=row.site,
+                kind=KIND,
+                payload={"pid": pid},
+                at=now,
+                not_after=now + _ORPHAN_S,
+            )
+            jobs.add(connection, asked)
+        return job_id
+
+    def found(self, job_id: str) -> dict[str, Json] | None:
+        """The statement, if it has come.
+
+        Raises:
+            SiteRefusedError: The hospital refused.
+        """
+        with self._database.reading() as connection:
+            outcome = jobs.outcome(connection, job_id)
+        if outcome is None or outcome.state in jobs.OPEN:
+            return None
+        if outcome.state is not JobState.DONE or outcome.result is None:
+            raise SiteRefusedError(f"{outcome.site}: refused with {outcome.code}")
+        return outcome.result
+
+    def missing(self, job_id: str) -> SiteOfflineError:
+        """Why no statement came in time."""
+        with self._database.reading() as connection:
+            outcome = jobs.outcome(connection, job_id)
+            site = outcome.site if outcome is not None else ""
+            return _offline(site, last_seen(connection, site))
+
+    def forget(self, job_id: str) -> None:
+        """Erase the job and its statement."""
+        with self._database.unit_of_work() as connection:
+            connection.execution_options(coop_quiet=True)
+            jobs.forget(connection, job_id)
+
+    def sweep(self) -> None:
+        """Erase statements whose askers are gone."""
+        with self._database.reading() as connection:
+            left = jobs.any_older(connection, KIND, self._now() - _ORPHAN_S)
+        if left:
+            with self._database.unit_of_work() as connection:
+                jobs.forget_older(connection, KIND, self._now() - _ORPHAN_S)
+
+    def receive(
+        self,
+        site: str,
+        job_id: str,
+        attempt: int,
+        *,
+        document: Mapping[str, Json] | None,
+        code: str | None,
+    ) -> None:
+        """Take a hospital's statement, or its refusal.
+
+        Raises:
+            WrongDocumentError, BadSignatureError: Not signed by this hospital.
+            WrongStatementError: About another record.
+            LateAttemptError: Nobody waits for this attempt any more.
+        """
+        with self._database.unit_of_work() as connection:
+            if document is not None:
+                _, payload = jobs.payload_of(connection, site, job_id)
+                dids = members.site_dids(connection)
+                said = open_document(UseStatement, document, issuers={dids.get(site, "")}).subject
+                if (said.site, said.pid) != (site, payload["pid"]):
+                    raise WrongStatementError("statement: is about another record")
+            jobs.finish(connection, site, job_id, attempt, result=document, code=code)
+
+
+def _offline(site: str, seen: int) -> SiteOfflineError:
+    since = f"since {seen} (UTC seconds)" if seen else "and has never called"
+    return SiteOfflineError(
+        f"{site}: the hospital's node does not answer {since}; try again later",
+        site=site,
+        last_seen=seen,
+    )

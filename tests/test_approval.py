@@ -1,0 +1,196 @@
+"""A hospital's approval: what it signs, what it refuses to sign, and how it takes it back."""
+
+import pytest
+import sqlalchemy as sa
+from coop_world import HOSPITAL, now, world
+from coop_world import digest as digest_of
+
+from coop import members, studies
+from coop.documents.envelope import issue, open_document
+from coop.documents.study import Approval
+from coop.errors import InvalidInputError
+from coop.keys import SigningKey
+from federated.accounting import ImpossiblePlanError
+from federated.approval import (
+    NotApprovedError,
+    StudyAlteredError,
+    WitnessChangedError,
+    approve,
+    approved_studies,
+    approved_study,
+    review,
+    revoke,
+    software_version,
+)
+from federated.fab import fab_hash
+from federated.study_limits import PriceTooHighError, StudyExpiredError, UnknownPurposeError
+
+
+@pytest.fixture(scope="module")
+def coop(tmp_path_factory):
+    with world(tmp_path_factory.mktemp("coop")) as made:
+        yield made
+
+
+def kept(coop, document):
+    with coop.site.database.reading() as connection:
+        return approved_study(connection, coop.site, digest_of(document))
+
+
+def test_an_approval_names_exactly_what_was_reviewed_and_the_hub_gets_it(coop):
+    study, document = coop.study("approve-one")
+    signed = coop.approve(study)
+    said = open_document(Approval, signed, issuers={coop.site.key.did}).subject
+    assert said.study_sha256 == digest_of(document)
+    assert (said.site, said.epsilon_cap_micro) == (HOSPITAL, 1_000_000)
+    assert (said.software, said.fab_sha256) == (software_version(), fab_hash())
+    assert said.witnesses == {
+        name: site.key.did for name, site in coop.sites.items() if name != HOSPITAL
+    }
+    assert said.expires == study.expires
+    with coop.database.reading() as connection:
+        (hubs,) = studies.approvals_of(connection, digest_of(document))
+    assert hubs.document == signed
+    assert kept(coop, document).approval == said
+
+
+def test_approving_again_gives_the_same_document_even_after_an_import(coop):
+    study, _ = coop.study("approve-twice")
+    signed = coop.approve(study)
+    coop.newcomers(1)
+    assert coop.approve(study) == signed
+
+
+def test_a_review_shows_the_price_and_every_reason_to_refuse(coop):
+    coop.study("review-good")
+    good = review(coop.site, coop.client, "review-good", now=now())
+    assert (good["epsilon"], good["delta"], good["problems"]) == ("1", "0.000001", [])
+    assert good["plan"]["rounds"] == 4
+    coop.study("review-bad", purpose="DUO:9999999", budget__delta_pico=10_000_000)
+    bad = review(coop.site, coop.client, "review-bad", now=now())
+    assert [problem["code"] for problem in bad["problems"]] == [
+        "approval.unknown-purpose",
+        "approval.price-too-high",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"purpose": "DUO:9999999"}, UnknownPurposeError),
+        ({"disease": None}, UnknownPurposeError),
+        ({"uses": ["train-federated", "sell"]}, UnknownPurposeError),
+        ({"budget__epsilon_micro": 2_000_000}, PriceTooHighError),
+        ({"budget__delta_pico": 10_000_000}, PriceTooHighError),
+        ({"recipe__population": 10**9}, PriceTooHighError),
+        ({"budget__cohort_rho_nano": 10**9}, PriceTooHighError),
+        ({"budget__reserve_percent": 50}, ImpossiblePlanError),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_study_outside_the_hospitals_limits_is_not_signed(coop, request, changes, error):
+    study, document = coop.study(
+        f"refuse-{len(changes)}{sum(map(ord, request.node.name))}", **changes
+    )
+    with pytest.raises(error):
+        coop.approve(study)
+    with pytest.raises(NotApprovedError):
+        kept(coop, document)
+
+
+def test_a_dearer_study_needs_an_explicit_cap_and_three_is_the_most(coop):
+    study, document = coop.study("opt-in", budget__epsilon_micro=3_000_000)
+    with pytest.raises(PriceTooHighError):
+        coop.approve(study)
+    for cap in ("3.1", "0", "-1", "NaN", "much", "0.0000001"):
+        with pytest.raises(InvalidInputError):
+            coop.approve(study, epsilon_cap=cap)
+    coop.approve(study, epsilon_cap="3")
+    assert kept(coop, document).approval.epsilon_cap_micro == 3_000_000
+
+
+def test_an_expired_study_is_not_signed(coop):
+    study, _ = coop.study("soon-over", expires=now() + 3600)
+    with pytest.raises(StudyExpiredError):
+        approve(coop.site, coop.client, study.study_id, now=now() + 3600)
+
+
+def test_a_second_text_under_an_approved_name_is_not_signed(coop):
+    study, _ = coop.study("one-text")
+    coop.approve(study)
+
+    class Lying:
+        """The hub's answers, with another study put in."""
+
+        def get(self, path, **params):
+            answer = coop.client.get(path, **params)
+            if path.startswith("/v1/studies"):
+                other = study.model_copy(update={"commercial": True})
+                answer["document"] = issue(other, SigningKey.generate(), now())
+            return answer
+
+    with pytest.raises(StudyAlteredError):
+        approve(coop.site, Lying(), study.study_id, now=now())
+    coop.study("another-name")
+    with pytest.raises(StudyAlteredError):
+        approve(coop.site, Lying(), "another-name", now=now())
+
+
+def test_a_hub_that_names_a_new_key_for_a_hospital_gets_no_signature(coop):
+    study, _ = coop.study("new-key")
+    renamed = SigningKey.generate().did
+    table = members.site_table
+    with coop.database.unit_of_work() as connection:
+        connection.execute(sa.update(table).where(table.c.name == "budapest").values(did=renamed))
+    with pytest.raises(WitnessChangedError):
+        coop.approve(study)
+    with coop.database.unit_of_work() as connection:
+        connection.execute(
+            sa.update(table)
+            .where(table.c.name == "budapest")
+            .values(did=coop.sites["budapest"].key.did)
+        )
+    coop.approve(study)
+
+
+def test_a_hub_that_leaves_hospitals_out_does_not_lower_how_many_must_cosign(coop):
+    study, _ = coop.study("left-out")
+
+    class Hiding:
+        def get(self, path, **params):
+            if path == "/v1/members/sites":
+                return {"sites": []}
+            return coop.client.get(path, **params)
+
+        def post(self, path, body):
+            return coop.client.post(path, body)
+
+    signed = approve(coop.site, Hiding(), study.study_id, now=now())
+    assert set(signed["credentialSubject"]["witnesses"]) == {"budapest", "zurich"}
+
+
+def test_an_approval_can_be_taken_back_once_and_given_again(coop):
+    study, document = coop.study("back-and-forth")
+    first = coop.approve(study)
+    revoke(coop.site, digest_of(document), now=now())
+    with pytest.raises(NotApprovedError):
+        kept(coop, document).check_in_force(now())
+    with pytest.raises(NotApprovedError):
+        revoke(coop.site, digest_of(document), now=now())
+    again = coop.approve(study)
+    assert again != first
+    kept(coop, document).check_in_force(now())
+    with pytest.raises(NotApprovedError):
+        kept(coop, document).check_in_force(study.expires)
+
+
+def test_the_staffs_list_shows_revoked_approvals_too(coop):
+    study, document = coop.study("listed")
+    coop.approve(study)
+    revoke(coop.site, digest_of(document), now=now())
+    with coop.site.database.reading() as connection:
+        entry = next(
+            one for one in approved_studies(connection) if one["study_id"] == study.study_id
+        )
+    assert entry["revoked_at"] is not None
+    assert entry["study"] == study

@@ -1,0 +1,111 @@
+"""The patient's list of uses: what left and used her record, and nothing after she withdrew."""
+
+import pytest
+from coop_world import HOSPITAL, now, world
+from coop_world import digest as digest_of
+
+from coop.documents.consent import UseStatement
+from coop.documents.envelope import issue, open_document
+from coop.documents.serving import CohortJob, CohortQuery
+from coop.errors import NotFoundError
+from federated.answers import cohort_commitment, of_debit
+from federated.budget import cohort_of
+from federated.cohort import answer_cohort
+from federated.round import WithdrawnError, answer_round
+from federated.uses import statement
+
+
+@pytest.fixture(scope="module")
+def coop(tmp_path_factory):
+    with world(tmp_path_factory.mktemp("coop")) as made:
+        yield made
+
+
+def uses(coop, pid):
+    document = statement(coop.site, pid, now())
+    return open_document(UseStatement, document, issuers={coop.site.key.did}).subject
+
+
+def question(coop, run, job_id):
+    query = CohortQuery(where=[], release="count", rho_nano=1000)
+    subject = CohortJob(
+        job_id=job_id,
+        site=HOSPITAL,
+        study_sha256=digest_of(run.document),
+        study_id=run.study.study_id,
+        version=1,
+        query=query,
+        not_after=now() + 60,
+    )
+    return issue(subject, coop.folder.hub_key, now())
+
+
+def in_training(coop):
+    return next(p for p in coop.newcomers(12) if not coop.site.is_evaluation(p.pid, 40))
+
+
+def test_every_document_that_left_and_used_her_record_is_on_her_list(coop):
+    patient, run = in_training(coop), coop.ready("uses-all")
+    first = answer_round(coop.site, coop.mirror, run.input(1)).receipt
+    second = answer_round(coop.site, coop.mirror, run.input(2)).receipt
+    tested = answer_round(coop.site, coop.mirror, run.input(5, "evaluate")).receipt
+    counted = answer_cohort(coop.site, coop.mirror, question(coop, run, "uses-1"))
+    found = uses(coop, patient.pid)
+    assert [(use.what, use.round, use.document_sha256) for use in found.uses] == [
+        ("training round", 1, digest_of(first)),
+        ("training round", 2, digest_of(second)),
+        ("cohort answer", None, digest_of(counted)),
+    ]
+    assert found.excluded_from is None
+    other = next(p for p in coop.patients if coop.site.is_evaluation(p.pid, 40))
+    assert digest_of(tested) in {use.document_sha256 for use in uses(coop, other.pid).uses}
+
+
+def test_her_salt_opens_her_leaf_of_the_published_commitment(coop):
+    patient, run = in_training(coop), coop.ready("uses-salt")
+    receipt = answer_round(coop.site, coop.mirror, run.input()).receipt
+    (use,) = [u for u in uses(coop, patient.pid).uses if u.study_id == "uses-salt"]
+    sequence = receipt["credentialSubject"]["debit_sequence"]
+    with coop.site.database.reading() as connection:
+        salts = cohort_of(connection, sequence)
+        (kept,) = of_debit(connection, sequence)
+    assert salts[patient.pid] == use.salt
+    root = receipt["credentialSubject"]["cohort_commitment"]
+    assert cohort_commitment({**salts, patient.pid: use.salt}, kept.salt) == root
+    assert cohort_commitment({**salts, patient.pid: "0" * 64}, kept.salt) != root
+
+
+def test_what_was_discarded_never_left_and_is_not_listed(coop):
+    patient, run = in_training(coop), coop.ready("uses-discarded")
+
+    class Leaving:
+        calls = 0
+
+        def lease(self, witnesses=None):
+            self.calls += 1
+            if self.calls == 2:
+                coop.say("revoke", [patient])
+            return coop.mirror.lease(witnesses)
+
+    with pytest.raises(WithdrawnError):
+        answer_round(coop.site, Leaving(), run.input())
+    assert uses(coop, patient.pid).uses == []
+
+
+def test_nothing_after_her_withdrawal_is_on_her_list(coop):
+    patient, run = in_training(coop), coop.ready("uses-withdrawn")
+    answer_round(coop.site, coop.mirror, run.input(1))
+    answer_cohort(coop.site, coop.mirror, question(coop, run, "uses-2"))
+    coop.say("revoke", [patient])
+    answer_round(coop.site, coop.mirror, run.input(2))
+    # A replay reads no row; it is listed under the time of the answer it repeats.
+    answer_cohort(coop.site, coop.mirror, question(coop, run, "uses-3"))
+    found = uses(coop, patient.pid)
+    assert found.excluded_from is not None
+    assert [use.what for use in found.uses] == ["training round"] + ["cohort answer"] * 2
+    assert all(use.at <= found.excluded_from for use in found.uses)
+
+
+def test_a_stranger_has_no_list(coop):
+    with pytest.raises(NotFoundError):
+        statement(coop.site, "z" * 26, now())

@@ -1,0 +1,1 @@
+"""The pages, one module per person: patient, researcher, hospital, public."""

@@ -1,0 +1,132 @@
+"""The hospital console's pages: status, approvals, budget, quality, the enrolment desk."""
+
+import streamlit as st
+
+from coop.errors import CoopError
+from ui import viewmodels, wording
+from ui.charts import bars
+from ui.session import explain, node
+
+
+def status() -> None:
+    """Whether the node works, and one button that stops everything."""
+    st.title(wording.STATUS)
+    try:
+        now = node().get("/local/v1/status")
+    except CoopError as error:
+        explain(error)
+        return
+    view = viewmodels.node_status(now)
+    (st.success if view.ok else st.warning)(view.headline)
+    left, middle, right = st.columns(3)
+    left.metric("Patients", now["patients"])
+    middle.metric("Data version", now["data_version"])
+    right.metric("Log entries mirrored", now["log_size"])
+    st.dataframe(view.part_rows, hide_index=True)
+    if now["stopped"]:
+        if st.button("Allow training again"):
+            _act("/local/v1/resume")
+    elif st.button("Stop all training", type="primary"):
+        _act("/local/v1/stop")
+    with st.expander("Preflight"):
+        st.dataframe(viewmodels.check_rows(node().get("/local/v1/doctor")), hide_index=True)
+
+
+def _act(path: str) -> None:
+    try:
+        node().post(path)
+    except CoopError as error:
+        explain(error)
+        return
+    st.rerun()
+
+
+def approvals() -> None:
+    """Read a study, then sign or leave it."""
+    st.title(wording.APPROVALS)
+    try:
+        said = node().get("/local/v1/approvals")
+    except CoopError as error:
+        explain(error)
+        return
+    st.subheader("Approved by this hospital")
+    st.dataframe(viewmodels.approval_rows(said["approved"]), hide_index=True)
+    waiting = viewmodels.awaiting(said)
+    st.subheader("Waiting for this hospital")
+    if not waiting:
+        st.info("Nothing is waiting.")
+        return
+    chosen = st.selectbox(
+        "Study", [f"{study['study_id']} v{study['version']}" for study in waiting]
+    )
+    study = next(s for s in waiting if f"{s['study_id']} v{s['version']}" == chosen)
+    try:
+        review = node().get(f"/local/v1/approvals/{study['study_id']}", version=study["version"])
+    except CoopError as error:
+        explain(error)
+        return
+    st.json(review, expanded=2)
+    cap = st.text_input("This hospital's limit for ε (at most 3)", "1")
+    if st.button("Sign with the hospital's key", type="primary"):
+        try:
+            node().post(
+                "/local/v1/approvals",
+                {"study_id": study["study_id"], "version": study["version"], "epsilon_cap": cap},
+            )
+        except CoopError as error:
+            explain(error)
+            return
+        st.rerun()
+
+
+def budget() -> None:
+    """What every study has spent of its plan, and how many patients permit it."""
+    st.title(wording.BUDGET)
+    st.write(wording.CONSOLE_EXACT)
+    try:
+        spent = node().get("/local/v1/budget")["studies"]
+        permitted = node().get("/local/v1/coverage")["studies"]
+    except CoopError as error:
+        explain(error)
+        return
+    st.dataframe(viewmodels.budget_rows(spent), hide_index=True)
+    st.subheader("Consent")
+    st.dataframe(permitted, hide_index=True)
+
+
+def quality() -> None:
+    """Completeness of the records."""
+    st.title(wording.QUALITY)
+    st.write(wording.CONSOLE_EXACT)
+    try:
+        found = node().get("/local/v1/quality")
+        refused = node().get("/local/v1/quarantine")["rows"]
+    except CoopError as error:
+        explain(error)
+        return
+    bars(
+        viewmodels.quality_rows(found),
+        x="field",
+        y="present",
+        description="How many patients have each field",
+    )
+    st.subheader("Refused lines")
+    if refused:
+        st.dataframe(refused, hide_index=True)
+    else:
+        st.info("The newest import refused nothing.")
+
+
+def desk() -> None:
+    """Enrol a patient whose identity was checked: prints a code for her."""
+    st.title(wording.DESK)
+    record = st.text_input("Record number")
+    method = st.radio("How does the code reach her?", ["desk", "post", "custodial"])
+    if st.button("Make a code", type="primary") and record:
+        try:
+            codes = node().post("/local/v1/enrolments", {"records": [record], "method": method})
+        except CoopError as error:
+            explain(error)
+            return
+        st.code(codes["codes"][record], language=None)
+        st.write("Single use, valid for seven days. It is shown only now.")

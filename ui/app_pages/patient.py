@@ -1,0 +1,203 @@
+"""A patient's pages: decide, stop, see who used the record, thank-you credits."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from coop.errors import CoopError
+from ui import viewmodels, wording
+from ui.components.signer import signer
+from ui.session import explain, hub
+
+_JOIN_WAIT_S = 25.0  # a hospital answers within its next poll; longer means it is offline
+
+
+def consents() -> None:
+    """My consents: what is allowed, and one click to stop each."""
+    st.title(wording.MY_CONSENTS)
+    st.write(wording.CARE)
+    try:
+        mine = hub().get("/v1/me/consents")["consents"]
+    except CoopError as error:
+        explain(error)
+        return
+    done = st.session_state.pop("stopped", None)
+    if done:
+        st.success(wording.STOPPED_NOW.format(time=viewmodels.clock(done)))
+    if not mine:
+        st.info(f"{wording.NO_RECORD} {wording.NO_RECORD_NEXT}")
+        return
+    for entry in mine:
+        _one_consent(entry)
+    st.write(wording.CANNOT_UNDO)
+
+
+def _one_consent(entry: Mapping[str, Any]) -> None:
+    card = viewmodels.consent_card(entry)
+    with st.container(border=True):
+        st.subheader(card.title)
+        st.markdown(f"**{card.state}** · {card.choice}")
+        st.text(card.detail)
+        if card.may_stop and st.button(
+            wording.STOP, key=f"stop-{entry['pid']}", help="Takes effect within a minute."
+        ):
+            try:
+                receipt = hub().post(f"/v1/consents/{entry['pid']}/revoke")
+            except CoopError as error:
+                explain(error)
+                return
+            st.session_state["stopped"] = int(receipt["effective_by"])
+            st.rerun()
+
+
+def join() -> None:
+    """Join with a code: the browser makes a key, the hospital checks the code."""
+    st.title(wording.JOIN)
+    st.write(wording.JOIN_TEXT)
+    st.write(wording.JOIN_LINK)
+    answer = signer(mode="join", did=None, statement=None, summary=[])
+    redemption = answer.enrolled
+    if redemption and st.session_state.get("redeemed") != redemption["code_id"]:
+        try:
+            result = hub().post("/v1/enrolments:redeem", {"redemptions": [redemption]})
+            problem = result["results"][0].get("problem")
+        except CoopError as error:
+            explain(error)
+            return
+        if problem:
+            st.error(f"{problem.get('detail', '')} ({problem.get('code', '')})")
+            return
+        st.session_state["redeemed"] = redemption["code_id"]
+    if "redeemed" in st.session_state:
+        _wait_for_hospital(st.session_state["redeemed"])
+
+
+def _wait_for_hospital(code_id: str) -> None:
+    with st.status(wording.JOIN_WAIT) as box:
+        deadline = time.monotonic() + _JOIN_WAIT_S
+        state = "pending"
+        while state == "pending" and time.monotonic() < deadline:
+            state = str(hub().get(f"/v1/enrolments/{code_id}")["state"])
+            if state == "pending":
+                time.sleep(0.5)
+        box.update(label=viewmodels.join_state(state), state="complete")
+    if state == "enrolled":
+        st.success(wording.JOIN_DONE)
+        st.page_link(st.Page(decide, title=wording.DECIDE, url_path="decide"))
+
+
+def decide() -> None:
+    """Decide: choose, read, sign on this device."""
+    st.title(wording.DECIDE)
+    st.write(wording.CARE)
+    try:
+        mine = hub().get("/v1/me/consents")["consents"]
+    except CoopError as error:
+        explain(error)
+        return
+    if not mine:
+        st.info(f"{wording.NO_RECORD} {wording.NO_RECORD_NEXT}")
+        return
+    st.write(wording.DECIDE_TEXT)
+    st.write(wording.EPSILON)
+    by_title = {viewmodels.consent_card(entry).title: entry for entry in mine}
+    title = st.radio("Which record?", list(by_title)) if len(by_title) > 1 else next(iter(by_title))
+    entry = by_title[title]
+    preset = st.radio(
+        "Your choice",
+        list(wording.PRESETS),
+        format_func=lambda name: f"{wording.PRESETS[name][0]}: {wording.PRESETS[name][1]}",
+        key="preset",
+    )
+    _sign(entry, preset)
+
+
+def _sign(entry: Mapping[str, Any], preset: str) -> None:
+    if st.button("Show me what I would sign", type="primary"):
+        try:
+            st.session_state["draft"] = hub().post(
+                "/v1/consents:draft",
+                {"pid": entry["pid"], "event": viewmodels.event_for(entry), "preset": preset},
+            )
+        except CoopError as error:
+            explain(error)
+            return
+    draft = st.session_state.get("draft")
+    if not draft:
+        return
+    statement = {**draft["document"], "proof": draft["proof"]}
+    answer = signer(
+        mode="sign", did=draft["document"]["issuer"], statement=statement, summary=draft["summary"]
+    )
+    # A trigger may fire twice after a reconnect; the draft id makes signing idempotent.
+    if answer.signed:
+        try:
+            done = hub().post("/v1/consents:sign", {"draft_id": draft["draft_id"], **answer.signed})
+        except CoopError as error:
+            explain(error)
+            return
+        st.session_state.pop("draft", None)
+        st.success(wording.SIGNED.format(index=viewmodels.receipt_index(done)))
+        st.download_button(
+            "Download the receipt", viewmodels.as_json(done["receipt"]), "consent-receipt.json"
+        )
+
+
+def uses() -> None:
+    """Who used my data: the hospital's signed list, relayed and not kept."""
+    st.title(wording.WHO_USED)
+    st.write(wording.USES_TEXT)
+    try:
+        mine = hub().get("/v1/me/consents")["consents"]
+    except CoopError as error:
+        explain(error)
+        return
+    if not mine:
+        st.info(f"{wording.NO_RECORD} {wording.NO_RECORD_NEXT}")
+    for entry in mine:
+        st.subheader(viewmodels.consent_card(entry).title)
+        try:
+            statement = hub().get("/v1/me/uses", pid=entry["pid"])
+        except CoopError as error:
+            explain(error)
+            continue
+        rows = viewmodels.use_rows(statement)
+        if not rows:
+            st.info(wording.NO_USES)
+        else:
+            st.dataframe(rows, hide_index=True)
+        st.download_button(
+            "Download the signed list",
+            viewmodels.as_json(statement),
+            f"uses-{entry['site']}.json",
+            key=f"uses-{entry['pid']}",
+        )
+
+
+def credits_page() -> None:
+    """Thank-you credits: what came back, and one click to collect it."""
+    st.title(wording.MY_CREDITS)
+    st.write(wording.CREDITS_TEXT)
+    try:
+        mine = hub().get("/v1/me/credits")
+    except CoopError as error:
+        explain(error)
+        return
+    view = viewmodels.credits_view(mine)
+    if view is None:
+        st.info(wording.CREDITS_LATER)
+        return
+    left, right = st.columns(2)
+    left.metric("Collected", view.collected)
+    right.metric("Waiting for you", view.waiting)
+    if view.rows:
+        st.dataframe(view.rows, hide_index=True)
+    if view.may_claim and st.button("Collect", type="primary"):
+        try:
+            hub().post("/v1/me/credits:claim")
+        except CoopError as error:
+            explain(error)
+            return
+        st.rerun()

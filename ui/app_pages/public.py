@@ -1,0 +1,80 @@
+"""Pages for everyone, without signing in: the figures, the log, a receipt checked step by step."""
+
+import json
+
+import streamlit as st
+
+from coop.errors import CoopError
+from ui import viewmodels, wording
+from ui.charts import bars
+from ui.session import explain, hub
+
+
+def home() -> None:
+    """The cooperative in figures, its models, its log."""
+    st.title(wording.COOPERATIVE)
+    try:
+        sites = hub().get("/v1/members/sites")["sites"]
+        studies = hub().get("/v1/studies")["studies"]
+        models = hub().get("/v1/models")["models"]
+        note = hub().get_text("/checkpoint")
+    except CoopError as error:
+        explain(error)
+        return
+    log = viewmodels.checkpoint(note)
+    columns = st.columns(4)
+    columns[0].metric("Hospitals", len(sites))
+    columns[1].metric("Studies", len(studies))
+    columns[2].metric("Models", len(models))
+    columns[3].metric("Log entries", log.size)
+    st.header("Studies")
+    st.dataframe(viewmodels.study_rows(studies), hide_index=True)
+    st.header("Released models")
+    if models:
+        st.dataframe(viewmodels.model_rows(models), hide_index=True)
+    else:
+        st.info("A released model will stand here with what it cost in privacy.")
+    _money(models)
+    st.header("Transparency log")
+    st.write(
+        "Hospitals cosign this checkpoint after checking that the log only grew. "
+        "`coop verify log` checks all of it on your own computer."
+    )
+    st.code(note, language=None)
+
+
+def _money(models: list[dict[str, object]]) -> None:
+    paid = []
+    for model in models:
+        try:
+            paid += viewmodels.dividend_rows(hub().get(f"/v1/dividends/{model['model_id']}"))
+        except CoopError:
+            continue  # no window has been closed for this model yet
+    if paid:
+        st.header("Where the money went")
+        bars(
+            paid, x="to", y="credits", description="Credits of closed windows by who received them"
+        )
+
+
+def verify() -> None:
+    """Verify a receipt."""
+    st.title(wording.VERIFY)
+    st.write(wording.VERIFY_TEXT)
+    st.code("coop verify receipt FILE --trust trust.json", language=None)
+    text = st.text_area("The receipt (JSON)", key="receipt", height=200)
+    if not st.button("Check", type="primary") or not text:
+        return
+    try:
+        bundle = json.loads(text)
+    except ValueError:
+        st.error("This is not JSON. Paste the whole file. (verify.not-json)")
+        return
+    try:
+        report = hub().post("/v1/receipts:verify", {"bundle": bundle})
+    except CoopError as error:
+        explain(error)
+        return
+    for step in report["steps"]:
+        st.markdown(f"✓ {step}")
+    st.success("Every step holds.")

@@ -1,0 +1,96 @@
+"""A researcher's pages: released models with their cards, and asking one of them."""
+
+from typing import Any
+
+import streamlit as st
+
+from coop.errors import CoopError
+from ui import viewmodels, wording
+from ui.charts import bars
+from ui.session import explain, hub
+
+
+def models() -> None:
+    """Released models and what each cost in privacy."""
+    st.title(wording.MODELS)
+    try:
+        released = hub().get("/v1/models")["models"]
+    except CoopError as error:
+        explain(error)
+        return
+    if not released:
+        st.info("No model is released yet.")
+        return
+    chosen = st.selectbox("Model", [model["model_id"] for model in released])
+    try:
+        card = hub().get(f"/v1/models/{chosen}")
+    except CoopError as error:
+        explain(error)
+        return
+    passport = viewmodels.passport(card)
+    left, middle, right = st.columns(3)
+    left.metric("ε for a patient", passport.epsilon)
+    middle.metric("δ", passport.delta)
+    right.metric("Mode", passport.mode)
+    st.write(passport.promise)
+    st.subheader("How well it does, by group (with privacy noise)")
+    st.dataframe(passport.metric_rows, hide_index=True)
+    bars(
+        passport.metric_rows,
+        x="group",
+        y="AUC",
+        description="Area under the ROC curve by group, estimated from noised histograms",
+    )
+    st.subheader("Where it comes from")
+    st.dataframe(passport.provenance_rows, hide_index=True)
+    st.text(passport.intended_use)
+
+
+def ask() -> None:
+    """Ask a released model about one made-up person."""
+    st.title(wording.ASK)
+    st.warning(wording.SYNTHETIC_ONLY)
+    try:
+        released = hub().get("/v1/models")["models"]
+        usable = [model["model_id"] for model in released]
+        if not usable:
+            st.info("No model is released yet.")
+            return
+        chosen = st.selectbox("Model", usable)
+        described = hub().get(f"/v2/models/{chosen}")
+        card = hub().get(f"/v1/models/{chosen}")
+    except CoopError as error:
+        explain(error)
+        return
+    schema = viewmodels.features(card)
+    with st.form("ask"):
+        values = {feature["name"]: _field(feature) for feature in schema}
+        asked = st.form_submit_button("Ask", type="primary")
+    st.write(wording.ASK_COST)
+    if not asked:
+        return
+    try:
+        answer = hub().respond(
+            "POST",
+            f"/v2/models/{chosen}/infer",
+            viewmodels.inference_request(described, values),
+            viewmodels.inference_headers(card),
+        )
+    except CoopError as error:
+        explain(error)
+        return
+    view = viewmodels.answer(answer.json(), answer.headers)
+    st.metric("Risk (research use only)", view.risk)
+    st.write(f"Cost: {view.cost} credits. Receipt: `{view.receipt}`")
+
+
+def _field(feature: dict[str, Any]) -> Any:  # noqa: ANN401  (what the widget holds)
+    name = str(feature["name"])
+    label = name.replace("_", " ")
+    match feature["kind"]:
+        case "number":
+            return st.number_input(label, value=None, key=f"ask-{name}")
+        case "category":
+            return st.selectbox(label, feature["values"], index=None, key=f"ask-{name}")
+        case _:
+            return st.checkbox(label, key=f"ask-{name}")

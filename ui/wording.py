@@ -1,0 +1,112 @@
+"""Every sentence a person reads in the portal, in one place: plain language, ready to translate."""
+
+from typing import Final
+
+COOPERATIVE: Final = "Health data cooperative"
+CONSOLE: Final = "Hospital console"
+PUBLIC: Final = "The cooperative"
+VERIFY: Final = "Verify a receipt"
+SIGN_IN: Final = "Sign in"
+SIGN_OUT: Final = "Sign out"
+MY_CONSENTS: Final = "My consents"
+JOIN: Final = "Join with a code"
+DECIDE: Final = "Decide"
+WHO_USED: Final = "Who used my data"
+MY_CREDITS: Final = "Thank-you credits"
+MODELS: Final = "Models"
+ASK: Final = "Ask"
+STATUS: Final = "Status"
+APPROVALS: Final = "Approvals"
+BUDGET: Final = "Privacy budget"
+QUALITY: Final = "Data quality"
+DESK: Final = "Enrolment desk"
+
+HONESTY: Final = (
+    "These are real hospital records from 1988 and made-up people. The hospitals named are not "
+    "members. No model here is for clinical use."
+)
+SIGN_IN_TEXT: Final = (
+    "You sign in with the service your cooperative uses. We learn only that it is you again, not "
+    "your name or address."
+)
+SIGN_IN_AGAIN: Final = "Your sign-in is too old. Please sign in again."
+CARE: Final = "Your care does not change, whatever you choose here."
+NO_RECORD: Final = "No hospital record is joined to this account yet."
+NO_RECORD_NEXT: Final = "Got a code from your hospital? Open “Join with a code”."
+STOP: Final = "Stop"
+STOPPED_NOW: Final = (
+    "Stopped. It is in effect everywhere by {time}. A model already trained keeps what it learned "
+    "unless it is retrained; your record is not used again. Credits you earned stay yours."
+)
+CANNOT_UNDO: Final = "Stopping needs no key and no reason. To allow again later you sign once more."
+JOIN_TEXT: Final = (
+    "Your hospital gave you a code after checking who you are. Your device makes a key of its own "
+    "for this record. The key and the secret part of the code never leave this device."
+)
+JOIN_LINK: Final = (
+    "If you join two hospitals in one account, the cooperative learns that both records are "
+    "yours. Use two accounts if you do not want that."
+)
+JOIN_WAIT: Final = "Your hospital is checking the code …"
+JOIN_DONE: Final = "Joined. Now decide what your record may be used for."
+DECIDE_TEXT: Final = (
+    "Choose, read what you would sign, then sign on this device. You can stop at any time with "
+    "one click."
+)
+EPSILON: Final = (
+    "Because you take part, the odds of any conclusion anyone can draw from what leaves your "
+    "hospital change by at most a factor of about 2.7 in one study, with a failure allowance of "
+    "one in a million."
+)
+SIGNED: Final = "Signed and recorded in the public log as entry {index}."
+USES_TEXT: Final = (
+    "This list comes from your hospital, signed by it, and is not kept anywhere else. Use is known "
+    "per round for the whole set of records, not “someone read your file”."
+)
+NO_USES: Final = "Nothing has used your record so far."
+CREDITS_TEXT: Final = (
+    "When a model that your hospital's patients made possible is used, part of the fee comes back. "
+    "Stopping never takes back earned credits."
+)
+CREDITS_LATER: Final = (
+    "Amounts are shown after you have stored a choice, so that they cannot sway it."
+)
+ASK_COST: Final = "Each question costs credits and some of the study's privacy budget."
+SYNTHETIC_ONLY: Final = "Type a made-up person. Never enter anything about a real patient here."
+CONSOLE_EXACT: Final = (
+    "Exact figures, for this house only. Nothing on this page leaves the building."
+)
+VERIFY_TEXT: Final = (
+    "Paste a receipt. The hub checks it step by step. To check without trusting the hub, run the "
+    "command below on your own computer with the keys you pinned."
+)
+
+PRESETS: Final = {
+    "all-research": (
+        "Allow",
+        "Heart research by universities and public bodies; companies may not use it.",
+    ),
+    "train-only": ("Allow learning only", "Models may learn; no questions about groups of people."),
+    "no-companies": ("Allow, not for companies", "All research uses that are not for profit."),
+    "refuse": ("No", "My record is not used for research."),
+}
+"""Consent presets of the gate, with the words people choose by."""
+
+EVENTS: Final = {
+    "grant": "decided",
+    "amend": "changed",
+    "revoke": "stopped",
+    "suspend": "paused",
+    "resume": "resumed",
+}
+
+SIGNER_TEXT: Final = {
+    "short_pass": "Please use 12 letters or more.",
+    "bad_code": "This does not look like a hospital code. Please check it.",
+    "created": "Your key is on this device. Keep the recovery file and its passphrase.",
+    "restored": "Your key is back on this device.",
+    "signed": "Signed on this device.",
+    "failed": "That did not work. Nothing was sent.",
+    "no_key": "The key for this record is not here. Bring it back with your recovery file.",
+    "no_storage": "This browser does not let the page keep a key. Try another, or the desk.",
+}

@@ -19,8 +19,10 @@ from consent.policy import DATA_CLASS, parse, preset
 from consent.registry import BATCH_MAX, Registry
 from consent.store import Enrolled
 from coop import members
-from coop.documents.consent import TIME_MAX, Notice, Policy
+from coop.documents.consent import Notice
+from coop.documents.provision import TIME_MAX, Policy
 from coop.doors import Caller, CallerDep, Doors, Principal
+from coop.enrolment import CODE_ID
 from coop.errors import NotFoundError
 
 PATIENT, STAFF, SITE = Principal.PATIENT, Principal.STAFF, Principal.SITE
@@ -28,6 +30,7 @@ RESEARCHER, PUBLIC = Principal.RESEARCHER, Principal.PUBLIC
 BANDS: Final = (1000, 500, 200, 100, 50)
 """Lower edges of what a researcher learns about consents; below the last: nothing."""
 
+_CODE_ID: Final = f"^{CODE_ID.pattern}$"
 Document = dict[str, Any]
 Pid = Annotated[str, Path(pattern=r"^[a-z2-7]{26}$")]
 Wait = Annotated[int, Query(ge=0, le=60)]
@@ -46,8 +49,8 @@ class RedeemBody(_Body):
 class Refusal(_Body):
     """A code that the hospital does not accept from this key."""
 
-    code_id: str = Field(max_length=80)
-    code: str = Field(max_length=64)
+    code_id: str = Field(max_length=80, pattern=_CODE_ID)
+    code: str = Field(pattern=r"^[a-z][a-z0-9.-]{0,63}$")
 
 
 class EnrolBody(_Body):
@@ -75,7 +78,7 @@ class DraftBody(_Body):
     study_id: str | None = None
     epsilon_cap_micro: int | None = Field(default=None, ge=0)
     end: int = Field(default=TIME_MAX, ge=1, le=TIME_MAX)
-    notice: Document | None = None
+    notice: Notice | None = None
 
 
 class SignBody(_Body):
@@ -121,7 +124,9 @@ def _enrolment_routes(router: APIRouter, doors: Doors, registry: Registry) -> No
         return {"results": registry.redeem(body.redemptions, caller.account_or_none)}
 
     @doors.route(router, "GET", "/v1/enrolments/{code_id}", PUBLIC)
-    def enrolment_state(code_id: Annotated[str, Path(max_length=80)]) -> dict[str, Any]:
+    def enrolment_state(
+        code_id: Annotated[str, Path(max_length=80, pattern=_CODE_ID)],
+    ) -> dict[str, Any]:
         """How a code's redemption stands: pending, enrolled or refused."""
         return dict(registry.redemption_state(code_id))
 
@@ -155,8 +160,7 @@ def _event_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
     def draft(body: DraftBody, caller: CallerDep) -> dict[str, Any]:
         """What the browser shows and signs."""
         _may(doors, registry, caller, body.pid)
-        notice = Notice.model_validate(body.notice) if body.notice is not None else None
-        choice = Choice(event=body.event, policy=_chosen(body), notice=notice)
+        choice = Choice(event=body.event, policy=_chosen(body), notice=body.notice)
         return registry.draft(body.pid, choice)
 
     @doors.route(router, "POST", "/v1/consents:sign", PATIENT)
@@ -207,13 +211,13 @@ def _owner_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
 def _question_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
     @doors.route(router, "POST", "/v1/decisions", PATIENT, STAFF, SITE)
     def decision(body: DecisionBody, caller: CallerDep) -> dict[str, Any]:
-        """What the policy of one record says to a use; only the hospital's own decision opens it."""
+        """What one record's policy says to a use; only the hospital's own decision opens it."""
         _may(doors, registry, caller, body.pid)
         return asdict(registry.decision(body.pid, _request(body, registry.now())))
 
     @doors.route(router, "POST", "/v1/cohorts:count", RESEARCHER)
     def count(body: QuestionBody, caller: CallerDep) -> dict[str, Any]:
-        """How many consents permit a use, as a band over all hospitals; small numbers are refused."""
+        """How many consents permit a use, as a band over all hospitals; never a small number."""
         del caller
         permitted = registry.permitted(_request(body, registry.now()))
         total = sum(len(pids) for pids in permitted.values())

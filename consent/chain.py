@@ -13,8 +13,9 @@ from typing import Final
 from consent.decide import Standing, State
 from consent.policy import check
 from coop.canonical import digest
-from coop.documents.consent import Consent, Policy
+from coop.documents.consent import Consent
 from coop.documents.envelope import Opened
+from coop.documents.provision import Policy
 from coop.errors import CoopError, Kind
 
 WIDENING: Final = frozenset({"grant", "amend", "resume"})

@@ -24,7 +24,7 @@ from typing import Final
 
 from consent.policy import COMMERCIAL, DEPTH_MAX, PolicyError, check
 from consent.purposes import FOR_HUMANS, MODIFIERS, NON_COMMERCIAL, OBLIGATIONS, USES, closure
-from coop.documents.consent import Policy, Provision
+from coop.documents.provision import Policy, Provision
 
 
 class Effect(StrEnum):
@@ -129,11 +129,15 @@ def _refusal(standing: Standing | None, request: Request) -> str | None:
         return "request.unknown-use"
     if not closure(request.purpose, request.disease):
         return "request.unknown-purpose"
-    cap = standing.policy.epsilon_cap_micro
+    return _unfit(standing.policy, request)
+
+
+def _unfit(policy: Policy, request: Request) -> str | None:
+    cap = policy.epsilon_cap_micro
     if request.epsilon_micro is not None and cap is not None and request.epsilon_micro > cap:
         return "policy.epsilon-cap"
     try:
-        check(standing.policy)
+        check(policy)
     except PolicyError:
         return "policy.malformed"
     return None

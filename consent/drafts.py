@@ -1,4 +1,4 @@
-"""Drafts: what the portal shows, the browser signs, and the hub verifies over its own stored copy."""
+"""Drafts: what the portal shows, the browser signs, and the hub verifies over its own copy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from consent.decide import Standing, State
 from consent.policy import summary
 from consent.store import Enrolled, consent_draft
 from coop.canonical import Json, NotCanonicalError, from_b64u, jcs, parse_object
-from coop.documents.consent import Consent, Notice, Policy
+from coop.documents.consent import Consent, Notice
 from coop.documents.envelope import unsigned
+from coop.documents.provision import Policy
 from coop.errors import InvalidInputError, NotFoundError
 from coop.keys import SIGNATURE_BYTES, proof_options, proof_value_of, random_bytes
 

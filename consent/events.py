@@ -1,4 +1,4 @@
-"""Consent events on their way into the registry: opened, folded onto their chains, logged, stored."""
+"""Consent events on their way into the registry: opened, folded onto chains, logged, stored."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +33,9 @@ CLOCK_SKEW_S: Final = 300  # a patient's device may be ahead by so much
 Folded = tuple[Opened[Consent], Standing]
 """An event and the standing after it, its log indices not yet known."""
 
+OnRevoked = Callable[[sa.Connection, list[str]], None]
+"""What else a withdrawal ends for these pids (their shares in dividend pools)."""
+
 
 class NotEnrolledError(NotFoundError):
     """No hospital has enrolled a key for this record."""
@@ -47,12 +50,20 @@ class Events:
         journal: Every event and its receipt go into this log.
         hub_key: Signs receipts, and restrictions on a patient's behalf.
         now: UTC seconds.
+        on_revoked: Told of withdrawn pids in the same unit of work (they stop earning).
     """
 
-    def __init__(self, journal: Journal, hub_key: SigningKey, now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        hub_key: SigningKey,
+        now: Callable[[], int],
+        on_revoked: OnRevoked | None = None,
+    ) -> None:
         self._journal = journal
         self._key = hub_key
         self._now = now
+        self._on_revoked = on_revoked
 
     def open(self, document: Mapping[str, Json]) -> Opened[Consent] | CoopError:
         """The event in a document whose signature and shape are right; else the refusal."""
@@ -160,6 +171,10 @@ class Events:
         keys: Mapping[str, Enrolled],
     ) -> None:
         now = self._now()
+        revoked = sorted({o.subject.pid for o, _ in fresh if o.subject.event == "revoke"})
+        # Before the log: every writer locks its own rows first and the log's head last.
+        if revoked and self._on_revoked is not None:
+            self._on_revoked(connection, revoked)
         places = self._journal.record_many(
             connection, "consent", [opened.document for opened, _ in fresh]
         )

@@ -24,7 +24,7 @@ from consent.purposes import (
     is_disease,
 )
 from coop.canonical import Json
-from coop.documents.consent import TIME_MAX, Policy, Provision
+from coop.documents.provision import TIME_MAX, Policy, Provision
 from coop.errors import InvalidInputError, Kind
 
 DEPTH_MAX: Final = 5  # the deepest ready-made policy has 2 levels, a hospital's form 3
@@ -83,10 +83,8 @@ def check(policy: Policy) -> None:
     Raises:
         PolicyError: It does not; the message names the provision by its path.
     """
-    count = 0
-    for path, depth, provision in walk(policy.provision):
-        count += 1
-        if depth >= DEPTH_MAX or count > PROVISIONS_MAX:
+    for number, (path, depth, provision) in enumerate(walk(policy.provision)):
+        if depth >= DEPTH_MAX or number >= PROVISIONS_MAX:
             raise PolicyError(f"policy.{path}: more than {PROVISIONS_MAX} rules or too deep")
         _check_provision(path, provision)
 

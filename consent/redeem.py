@@ -15,7 +15,7 @@ from coop import members
 from coop.canonical import Json, jcs, parse_object
 from coop.documents.consent import Enrolment
 from coop.documents.envelope import Opened, WrongDocumentError, open_document
-from coop.enrolment import check_proof
+from coop.enrolment import CODE_ID, check_proof
 from coop.errors import CoopError, Kind, NotFoundError
 from coop.journal.store import Journal
 from coop.problems import problem_of
@@ -52,7 +52,7 @@ def redeem(
         except CoopError as error:
             results.append(
                 {
-                    "code_id": str(body.get("code_id", ""))[:80],
+                    "code_id": _named(body),
                     "state": "refused",
                     "site": None,
                     "pid": None,
@@ -96,6 +96,11 @@ def _redeem_one(
         connection.execute(redemption.delete().where(redemption.c.code_id == code_id))
     connection.execute(redemption.insert().values(values))
     return {"code_id": code_id, "state": "pending", "site": site, "pid": None, "problem": None}
+
+
+def _named(body: Mapping[str, Json]) -> str | None:
+    code_id = body.get("code_id")
+    return code_id if isinstance(code_id, str) and CODE_ID.fullmatch(code_id) else None
 
 
 def _again(
@@ -143,7 +148,7 @@ def waiting(connection: sa.Connection, site: str) -> list[dict[str, Json]]:
 
 
 def refuse(connection: sa.Connection, site: str, refused: Sequence[Mapping[str, str]]) -> None:
-    """The hospital's word that these codes do not belong to these keys; the codes are free again."""
+    """The hospital's word that these codes do not belong to these keys; they are free again."""
     for item in refused:
         connection.execute(
             redemption.update()
@@ -190,8 +195,10 @@ def add_enrolments(
 def _checked(
     connection: sa.Connection, site: str, did: str, document: Mapping[str, Json]
 ) -> Opened[Enrolment]:
-    """Steps: (1) signed by this site; (2) for itself; (3) for a key that redeemed this code; (4) for
-    a record that is not another hospital's, with a key that speaks for no other record.
+    """An enrolment that may be stored.
+
+    Steps: (1) signed by this site; (2) for itself; (3) for a key that redeemed this code; (4) for a
+    record that is not another hospital's, with a key that speaks for no other record.
     """
     # (1)
     opened = open_document(Enrolment, document, issuers={did})
@@ -200,6 +207,8 @@ def _checked(
     if subject.site != site:
         raise WrongDocumentError("enrolment.site: must be the hospital that signs")
     # (3)
+    if not CODE_ID.fullmatch(subject.code_id):
+        raise WrongDocumentError("enrolment.code_id: is no code's id")
     query = sa.select(redemption).where(redemption.c.code_id == subject.code_id)
     row = connection.execute(query).one_or_none()
     if row is None or row.did != subject.key or row.site != site:

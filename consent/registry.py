@@ -12,11 +12,12 @@ import sqlalchemy as sa
 
 from consent import drafts, redeem
 from consent.decide import Decision, Request, Standing, State, decide
-from consent.events import Events, NotEnrolledError
+from consent.events import Events, NotEnrolledError, OnRevoked
 from consent.lease import Leases
 from consent.policy import preset_of, summary
 from consent.store import (
     Enrolled,
+    consent_draft,
     consent_event,
     consent_head,
     enrolled,
@@ -29,12 +30,13 @@ from consent.store import (
 from coop import members
 from coop.canonical import Json
 from coop.db import Database
-from coop.documents.consent import Policy
+from coop.documents.provision import Policy
 from coop.errors import CoopError, InvalidInputError, NotFoundError
 from coop.journal.store import Journal
 from coop.keys import SigningKey
 
 BATCH_MAX: Final = 1000
+POLICIES_KEPT: Final = 4096  # about 20 MB
 Restriction = Literal["revoke", "suspend"]
 _AFTER: Final[Mapping[str, State]] = {"revoke": State.REVOKED, "suspend": State.SUSPENDED}
 
@@ -47,17 +49,25 @@ class Registry:
         journal: The log every event goes into, in the same transaction.
         hub_key: Signs receipts, leases, and restrictions on a patient's behalf.
         now: UTC seconds.
+        on_revoked: Told of withdrawn pids in the same unit of work (they stop earning).
     """
 
     def __init__(
-        self, database: Database, journal: Journal, hub_key: SigningKey, now: Callable[[], int]
+        self,
+        database: Database,
+        journal: Journal,
+        hub_key: SigningKey,
+        now: Callable[[], int],
+        *,
+        on_revoked: OnRevoked | None = None,
     ) -> None:
         self.database = database
         self.journal = journal
         self.now = now
-        self._events = Events(journal, hub_key, now)
+        self._events = Events(journal, hub_key, now, on_revoked)
         self._leases = Leases(database, journal, hub_key, now)
         self._parsed: dict[str, Policy] = {}
+        """Policies by their text: patients choose one of few; emptied when they do not."""
 
     # -- enrolment ---------------------------------------------------------------------------------
 
@@ -177,9 +187,7 @@ class Registry:
             NotFoundError: No such draft.
         """
         with self.database.reading() as connection:
-            query = sa.select(drafts.consent_draft.c.pid).where(
-                drafts.consent_draft.c.id == draft_id
-            )
+            query = sa.select(consent_draft.c.pid).where(consent_draft.c.id == draft_id)
             pid = connection.execute(query).scalar()
         if pid is None:
             raise NotFoundError("draft_id: not found")
@@ -221,7 +229,7 @@ class Registry:
 
         Returns:
             For each: {"sequence", "event", "actor", "at", "log_index", "digest", "proof"}; `proof`
-            is a file for `coop verify consent`: consent, enrolment and receipt, each with its proof.
+            is a file for `coop verify consent`: consent, enrolment and receipt, with their proofs.
         """
         with snapshot(self.database) as connection:
             _enrolled(connection, pid)
@@ -265,6 +273,8 @@ class Registry:
 
     def permitted(self, request: Request) -> dict[str, list[str]]:
         """Pids by site whose consent permits `request`, as registered; sites without any too."""
+        if len(self._parsed) > POLICIES_KEPT:
+            self._parsed = {}
         with snapshot(self.database) as connection:
             found: dict[str, list[str]] = {name: [] for name in members.site_dids(connection)}
             query = (

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from consent.decide import Standing, State
 from coop.canonical import jcs, parse_object
 from coop.db import Database, metadata
-from coop.documents.consent import Policy
+from coop.documents.provision import Policy
 
 _CHUNK: Final = (
     500  # SQLite's default limit of bound values is far above, PostgreSQL's plans are not
@@ -137,7 +137,14 @@ def enrolled(
     for chunk in _chunks(sorted(pids)):
         query = sa.select(enrolment).where(enrolment.c.pid.in_(chunk)).order_by(enrolment.c.pid)
         for row in connection.execute(query.with_for_update() if lock else query):
-            found[row.pid] = Enrolled(**row._mapping)
+            found[row.pid] = Enrolled(
+                pid=row.pid,
+                site=row.site,
+                did=row.did,
+                custody=row.custody,
+                digest=row.digest,
+                log_index=row.log_index,
+            )
     return found
 
 
@@ -187,7 +194,7 @@ def save_standings(
     if old:
         names = ("state", "sequence", "digest", "log_index", "widened_index", "policy")
         update = consent_head.update().where(consent_head.c.pid == sa.bindparam("of_pid"))
-        values = {name: sa.bindparam(name) for name in names}
+        values: dict[str, sa.BindParameter[object]] = {name: sa.bindparam(name) for name in names}
         connection.execute(
             update.values(values), [{k: row[k] for k in ("of_pid", *names)} for row in old]
         )
@@ -197,7 +204,7 @@ def events_by_digest(
     connection: sa.Connection, digests: Collection[str]
 ) -> dict[str, sa.Row[tuple[object, ...]]]:
     """The events that are these documents."""
-    found = {}
+    found: dict[str, sa.Row[tuple[object, ...]]] = {}
     for chunk in _chunks(sorted(digests)):
         query = sa.select(consent_event).where(consent_event.c.digest.in_(chunk))
         found |= {row.digest: row for row in connection.execute(query)}

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from coop.db import RowId, metadata
+from coop.errors import InvalidInputError
 
 
 class AccountKind(StrEnum):
@@ -46,6 +47,19 @@ ALLOWED: Final = frozenset(
 )
 """(debit kind, credit kind): every way money may flow. Credits are not tradable: nothing leads from
 a member, and nothing leads to a researcher but the cooperative's own issuance."""
+
+
+def kind_of(code: str) -> AccountKind:
+    """The kind of an account code.
+
+    Raises:
+        InvalidInputError: The code names no kind we know.
+    """
+    try:
+        return AccountKind(code.partition(":")[0])
+    except ValueError as error:
+        raise InvalidInputError(f"account: {code!r} is of no known kind") from error
+
 
 account = sa.Table(
     "ledger_account",
@@ -283,4 +297,5 @@ def _postgresql() -> dict[sa.Table, list[str]]:
 for _dialect, _guards in (("sqlite", _sqlite()), ("postgresql", _postgresql())):
     for _table, _statements in _guards.items():
         for _statement in _statements:
-            event.listen(_table, "after_create", sa.DDL(_statement).execute_if(dialect=_dialect))
+            _ddl = sa.DDL(_statement)  # type: ignore[no-untyped-call]  # SQLAlchemy left it untyped
+            event.listen(_table, "after_create", _ddl.execute_if(dialect=_dialect))

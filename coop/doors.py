@@ -241,8 +241,8 @@ class Doors:
             if not any(credentials.values()):
                 caller = PUBLIC
             else:
-                path = request.scope.get("raw_path", request.url.path.encode()).decode()
-                query = request.scope.get("query_string", b"").decode()
+                path = request.scope.get("raw_path", request.url.path.encode()).decode("latin-1")
+                query = request.scope.get("query_string", b"").decode("latin-1")
                 caller = await run_in_threadpool(
                     self.authenticate,
                     request.headers,
@@ -311,6 +311,8 @@ class Doors:
 
     def _signer(self, headers: Mapping[str, str], *, method: str, path: str, body: bytes) -> Caller:
         now = self.now()
+        if any(len(headers.get(name, "")) > _CREDENTIAL_MAX for name in HEADERS):
+            raise BadCredentialsError("Coop-Did, -Time, -Nonce, -Signature: too long")
         signer = verify_request(headers, method=method, path=path, body=body, now=now)
         # The nonce is durable before the request acts: a crash in between costs the caller a
         # fresh signature, never a second execution.

@@ -27,8 +27,8 @@ _ID_LETTERS: Final = 8  # 40 bits: names a code, guards nothing
 _SECRET_BYTES: Final = 16  # 128 bits: the guard
 _SECRET_LETTERS: Final = 26
 _GROUP: Final = 5
-_CODE: Final = re.compile(r"^([a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8})-([a-z2-7-]{26,40})$")
-CODE_ID: Final = re.compile(r"^[a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8}$")
+_CODE: Final = re.compile(r"([a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8})-([a-z2-7-]{26,40})")
+CODE_ID: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8}")
 CODE_DAYS_MAX: Final = 7
 
 
@@ -54,7 +54,7 @@ def parse_code(text: str) -> tuple[str, bytes]:
     Raises:
         BadCodeError: Not a code.
     """
-    found = _CODE.match("".join(text.split()).lower())
+    found = _CODE.fullmatch("".join(text.split()).lower())
     letters = found[2].replace("-", "") if found else ""
     if found is None or len(letters) != _SECRET_LETTERS:
         raise BadCodeError("code: must be like hospital.abcdefgh-abcde-abcde-abcde-abcde-abcde-a")
@@ -86,7 +86,7 @@ def check_proof(redemption: Mapping[str, Json]) -> tuple[str, str]:
     code_id, did, mac, proof = (
         str(redemption.get(name, "")) for name in ("code_id", "did", "mac", "proof")
     )
-    if set(redemption) != {"code_id", "did", "mac", "proof"} or not CODE_ID.match(code_id):
+    if set(redemption) != {"code_id", "did", "mac", "proof"} or not CODE_ID.fullmatch(code_id):
         raise BadCodeError("redemption: must have code_id, did, mac and proof")
     if len(from_b64u(mac)) != hashlib.sha256().digest_size:
         raise BadCodeError("mac: must be 32 bytes in base64url")

@@ -126,16 +126,16 @@ def _block(
     """The columns of one feature without its indicator; missing values are 0."""
     match feature:
         case NumberFeature():
-            # The centre scales to 0, which is what a missing number counts as.
             raw = [
-                feature.center_micro / MICRO if gap else _number(value, feature.name)
+                0.0 if gap else _number(value, feature.name)
                 for value, gap in zip(values, missing, strict=True)
             ]
             scaled = (np.array(raw, dtype=np.float64) * MICRO - feature.center_micro) / (
                 feature.scale_micro
             )
             bound = feature.clip_micro / MICRO
-            return [np.clip(scaled, -bound, bound) * (feature.gain_micro / MICRO)]
+            clipped = np.clip(scaled, -bound, bound) * (feature.gain_micro / MICRO)
+            return [np.where(missing, 0.0, clipped)]
         case CategoryFeature():
             texts = [
                 None if gap else _text(value, feature.name)

@@ -8,7 +8,7 @@ Lock order, everywhere: pool → holding → hold → accounts in id order. `coo
 and the guards that the database itself keeps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -16,7 +16,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from coop.accounts import ALLOWED, AccountKind, account, journal, transfer
+from coop.accounts import ALLOWED, AccountKind, account, journal, kind_of, transfer
 from coop.accounts import hold as hold_table
 from coop.canonical import digest, jcs
 from coop.db import insert_ignore
@@ -26,6 +26,16 @@ from coop.money import SUPPLY_MAX_NANO, NanoCredits, to_text
 _TAG: Final = b"coop/ledger/v1"
 LEGS_MAX: Final = 10_000  # a window has at most 2 legs per hospital; a claim one per pool and pid
 EXPIRE_BATCH: Final = 500  # holds expired in one transaction
+
+# Built once: putting a statement together costs more than running it.
+_WHICH: Final[sa.BindParameter[object]] = sa.bindparam("which", expanding=True)
+_LOCKED: Final = sa.select(account).order_by(account.c.id).with_for_update(key_share=True)
+_BY_CODE: Final = _LOCKED.where(account.c.code.in_(_WHICH))
+_BY_ID: Final = _LOCKED.where(account.c.id.in_(_WHICH))
+_NEW_JOURNAL: Final = {
+    name: insert(journal).on_conflict_do_nothing().returning(journal.c.id)
+    for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
+}
 
 
 class InsufficientCreditsError(CoopError):
@@ -283,18 +293,6 @@ def balance(connection: sa.Connection, code: str) -> Balance:
     )
 
 
-def kind_of(code: str) -> AccountKind:
-    """The kind of an account code.
-
-    Raises:
-        InvalidInputError: The code names no kind we know.
-    """
-    try:
-        return AccountKind(code.partition(":")[0])
-    except ValueError as error:
-        raise InvalidInputError(f"account: {code!r} is of no known kind") from error
-
-
 def body_sha256(kind: str, legs: Sequence[Leg], meta: Mapping[str, object]) -> str:
     """What an idempotency key stands for. Amounts are text: JSON integers end at 2^53."""
     lines = [[leg.debit, leg.credit, str(leg.amount)] for leg in legs]
@@ -303,20 +301,19 @@ def body_sha256(kind: str, legs: Sequence[Leg], meta: Mapping[str, object]) -> s
 
 def lock_accounts(connection: sa.Connection, codes: set[str]) -> dict[str, sa.Row[object]]:
     """The accounts by code, made if missing, locked in id order until the transaction ends."""
-    found = _locked(connection, account.c.code.in_(codes))
+    found = _locked(connection, _BY_CODE, codes)
     missing = sorted(codes - found.keys())
     for code in missing:
         kind = kind_of(code)
         overdraw = kind is AccountKind.ISSUANCE
         row: dict[str, object] = {"code": code, "kind": kind.value, "may_overdraw": overdraw}
         insert_ignore(connection, account, row)
-    return _locked(connection, account.c.code.in_(codes)) if missing else found
+    return _locked(connection, _BY_CODE, codes) if missing else found
 
 
 def _new_journal(connection: sa.Connection, entry: dict[str, object]) -> int | None:
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(journal).on_conflict_do_nothing().returning(journal.c.id).values(entry)
-    found: int | None = connection.execute(statement).scalar_one_or_none()
+    statement = _NEW_JOURNAL[connection.dialect.name]
+    found: int | None = connection.execute(statement, entry).scalar_one_or_none()
     return found
 
 
@@ -326,14 +323,13 @@ def _held_under(connection: sa.Connection, key: str) -> sa.Row[int, str] | None:
 
 
 def _lock_ids(connection: sa.Connection, ids: set[int]) -> None:
-    _locked(connection, account.c.id.in_(ids))
+    _locked(connection, _BY_ID, ids)
 
 
 def _locked(
-    connection: sa.Connection, which: sa.ColumnElement[bool]
+    connection: sa.Connection, query: sa.Select[object], which: Collection[str | int]
 ) -> dict[str, sa.Row[object]]:
-    query = sa.select(account).where(which).order_by(account.c.id).with_for_update(key_share=True)
-    return {row.code: row for row in connection.execute(query)}
+    return {row.code: row for row in connection.execute(query, {"which": sorted(which)})}
 
 
 def _check_legs(legs: Sequence[Leg]) -> None:

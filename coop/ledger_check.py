@@ -15,20 +15,12 @@ import sqlalchemy as sa
 
 from coop.accounts import ALLOWED, TRIGGERS, account, hold, journal, transfer
 from coop.canonical import parse_object
-from coop.errors import CoopError, Kind
 from coop.ledger import HoldState, Leg, body_sha256
 from coop.money import NanoCredits
 from coop.pools import holding_table, pool_table, window_fee, window_table
 
 _CHUNK: Final = 5_000
 _FINDINGS_MAX: Final = 100  # more say nothing new
-
-
-class LedgerBrokenError(CoopError):
-    """An invariant of the ledger does not hold: no money may move until it is understood."""
-
-    code = "ledger.broken"
-    kind = Kind.BUG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

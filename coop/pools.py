@@ -166,16 +166,17 @@ def accruals(connection: sa.Connection, pid: str) -> list[Accrual]:
 def fees_of(connection: sa.Connection, model_id: str, *, only_open: bool = False) -> list[Fee]:
     """The fees in the model's revenue, oldest first; `only_open`: those no window has split yet."""
     query = (
-        sa.select(transfer.c.journal_id, transfer.c.amount)
+        sa.select(transfer.c.journal_id, sa.func.sum(transfer.c.amount).label("amount"))
         .join(account, account.c.id == transfer.c.credit_id)
         .where(account.c.code == f"revenue:{model_id}")
+        .group_by(transfer.c.journal_id)
         .order_by(transfer.c.journal_id)
     )
     if only_open:
         taken = sa.select(window_fee.c.journal_id)
         query = query.where(transfer.c.journal_id.not_in(taken)).limit(FEES_PER_WINDOW_MAX)
     rows = connection.execute(query)
-    return [Fee(journal_id=row.journal_id, amount_nano=row.amount) for row in rows]
+    return [Fee(journal_id=row.journal_id, amount_nano=int(row.amount)) for row in rows]
 
 
 def models_with_pools(connection: sa.Connection) -> list[str]:

@@ -19,7 +19,12 @@ from sqlalchemy import event
 from coop.db import RowId, metadata
 from coop.errors import CoopError, InvariantError, Kind
 from coop.keys import random_bytes
-from federated.accounting import lifetime_cap_nano, rdp_nano
+from federated.accounting import (
+    LIFETIME_DELTA,
+    epsilon_of_rho,
+    lifetime_cap_nano,
+    rdp_nano,
+)
 from federated.answers import State, Stored, answer, stored
 
 LIFETIME_CAP_NANO: Final = lifetime_cap_nano()
@@ -151,6 +156,11 @@ class PatientBudget:
     rdp_nano: int
     """rho at order 4: what the cap bounds."""
     cap_nano: int = LIFETIME_CAP_NANO
+
+    @property
+    def epsilon(self) -> float:
+        """Everything she took part in, composed exactly, at delta one in a million."""
+        return epsilon_of_rho(self.rho_nano, LIFETIME_DELTA)
 
 
 def lock(connection: sa.Connection) -> None:

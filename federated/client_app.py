@@ -30,7 +30,7 @@ class MalformedMessageError(InvalidInputError):
 
 
 def make_app(answer: Callable[[RoundInput], RoundAnswer]) -> App:
-    """The app that answers rounds with `answer`; the executor turns what that raises into a code."""
+    """The app that answers rounds with `answer`; the executor turns its errors into codes."""
 
     def app(message: Message, context: Context) -> Message:
         del context  # Flower's state is memory only; ours is the hospital's database

@@ -36,6 +36,7 @@ from federated.evaluation import gaussian
 from federated.mandate import OutOfTimeError, PurposeNotUnderstoodError
 from federated.mirror import HeldLease, Mirror
 from federated.models import Weights, check, predict, weights_digest
+from federated.pace import even_pace
 from federated.permits import consent_request, permitted
 from federated.records import all_pids, rows_of
 from federated.round import (
@@ -95,6 +96,7 @@ class _Task:
         return self.query.rho_nano // (1 if self.query.release == "count" else 2)
 
 
+@even_pace()
 def answer_cohort(
     site: Site,
     mirror: Mirror,

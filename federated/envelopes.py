@@ -1,4 +1,4 @@
-"""This hospital's own reading of its patients' consents: every envelope verified, every chain folded.
+"""This hospital's own reading of consents: every envelope verified, every chain folded.
 
 Pure but for signature checks. A grant counts here only if it is signed by a key whose enrolment
 *this* hospital signed; nothing the hub adds or leaves out can widen what the fold permits.
@@ -78,6 +78,8 @@ class Fold:
     hub_did: str
     keys: dict[str, str] = field(default_factory=dict)
     standings: dict[str, Standing] = field(default_factory=dict)
+    last: int = -1
+    """Log index of the newest envelope taken."""
 
     def copy(self) -> Self:
         """An independent copy, to try new envelopes on."""
@@ -87,6 +89,7 @@ class Fold:
             hub_did=self.hub_did,
             keys=dict(self.keys),
             standings=dict(self.standings),
+            last=self.last,
         )
 
     def take(self, envelope: Envelope) -> str:
@@ -99,8 +102,11 @@ class Fold:
             ConsentChainError: Not the next event of its chain.
             PolicyError: A policy no machine can obey.
         """
-        if envelope.kind == "enrolment":
-            return self._enrol(envelope)
+        pid = self._enrol(envelope) if envelope.kind == "enrolment" else self._event(envelope)
+        self.last = envelope.index
+        return pid
+
+    def _event(self, envelope: Envelope) -> str:
         opened = open_document(Consent, envelope.document, issuers=None)
         pid = opened.subject.pid
         if opened.subject.site != self.site or pid not in self.keys:

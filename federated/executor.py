@@ -19,6 +19,7 @@ from federated.flower_compat import (
     ErrorCode,
     Heartbeat,
     Message,
+    ObjectPullError,
     PushTaskOutputRequest,
     RuntimeHttpClient,
     SubStatus,
@@ -65,7 +66,8 @@ def serve(
             try:
                 worked = _one_task(client, token, app, allowed_fab_hashes)
                 since_task = 0 if worked else since_task + 1
-            except (httpx.HTTPError, OSError) as error:
+            except (httpx.HTTPError, ObjectPullError, OSError) as error:
+                # Down, restarted (the token is void), or a message that never came whole.
                 logger().warning("supernode does not answer", error_type=type(error).__name__)
                 worked, pause = False, _DOWN_POLL_S
             if not worked:

@@ -37,6 +37,7 @@ from flwr.app.message import make_message, remove_content_from_message  # noqa: 
 from flwr.common.constant import (  # noqa: E402
     SUPERLINK_NODE_ID,
     ErrorCode,
+    Status,
     SubStatus,
 )
 from flwr.common.serde import context_from_proto, message_to_proto, run_from_proto  # noqa: E402
@@ -76,6 +77,7 @@ from flwr.supercore.interceptors import (  # noqa: E402
 )
 from flwr.supercore.interceptors.http.utils import add_headers  # noqa: E402
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes  # noqa: E402
+from flwr.supercore.retry import exponential, make_simple_http_retry_invoker  # noqa: E402
 from flwr.supercore.run import Run  # noqa: E402
 from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
 from flwr.superlink.grid import HttpGrid, http_grid  # noqa: E402
@@ -106,7 +108,7 @@ __all__ = [
     "run_from_proto",
 ]
 
-_UNUSED_LAYERS: Final = frozenset(
+UNUSED_LAYERS: Final = frozenset(
     {
         "ControlEventLogMiddleware",
         "ControlLicenseMiddleware",
@@ -128,7 +130,10 @@ OUR_ERRORS: Final = frozenset({ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.
 """Their reason is a code our executor wrote; any other reason is Flower's prose."""
 
 ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
+RETRY_S: Final = 4
+INPUT_S: Final = 900.0  # a message of 16 MiB over a line of 0.15 Mbit/s
 BACKOFF_S: Final = 0.05  # Flower waits 1 s for an object that is still on its way
+_pull_soon: Final = functools.partial(inflatable_utils.pull_objects, initial_backoff=BACKOFF_S)
 _HEARTBEAT_S: Final = 8.0  # a claimed task must speak within 30 s; each beat is good for 60 s
 
 
@@ -207,10 +212,16 @@ class Heartbeat:
                 continue  # the link restarts; the next beat may pass
 
 
+ObjectPullError: Final = inflatable_utils.ObjectPullError
+
+
 def pull_input(client: RuntimeHttpClient) -> tuple[Message, Context, str]:
     """The message of the claimed task, its context and the digest of the app it is meant for.
 
     The app bundle arrives with it and is dropped unread.
+
+    Raises:
+        ObjectPullError: The message never arrived whole.
     """
     answer = client.PullTaskInput(PullTaskInputRequest())
     context = context_from_proto(answer.context)
@@ -225,6 +236,9 @@ def pull_input(client: RuntimeHttpClient) -> tuple[Message, Context, str]:
         ),
         return_type=Message,
         initial_backoff=BACKOFF_S,
+        backoff_cap=1.0,
+        max_time=INPUT_S,
+        max_tries_per_object=None,
     )
     message.metadata.__dict__["_message_id"] = tree.object_id
     return message, context, answer.fab.hash_str
@@ -257,9 +271,7 @@ def grid(address: str, ca_file: Path, token: str, run: Run) -> HttpGrid:
     made = HttpGrid(address, insecure=False, root_certificates=ca_file.read_bytes(), token=token)
     made._retry_invoker = None  # type: ignore[assignment]  # noqa: SLF001  (see `runtime_client`)
     made.set_run(run)
-    http_grid.pull_objects = functools.partial(
-        inflatable_utils.pull_objects, initial_backoff=BACKOFF_S
-    )
+    vars(http_grid)["pull_objects"] = _pull_soon
     return made
 
 
@@ -302,19 +314,51 @@ def ssh_key_to_pem(text: str) -> bytes:
     return public_key_to_bytes(key)
 
 
-def run_supernode(pace: object, *, heartbeat_s: int) -> None:
-    """Run `flower-supernode` with `sys.argv`, sleeping by `pace.sleep`; returns when it ends."""
+def run_supernode(sleep: Callable[[float], None], *, heartbeat_s: int) -> None:
+    """Run `flower-supernode` with `sys.argv`, its loop sleeping by `sleep`."""
     from flwr.supercore import heartbeat  # noqa: PLC0415
     from flwr.supernode import fleet_http_connection, start_client_internal  # noqa: PLC0415
     from flwr.supernode.cli.flower_supernode import flower_supernode  # noqa: PLC0415
+    from uvicorn.config import LOGGING_CONFIG  # noqa: PLC0415
 
-    start_client_internal.time = SimpleNamespace(sleep=pace.sleep, time=time.time)  # type: ignore[attr-defined]
-    start_client_internal.pull_objects = functools.partial(
-        inflatable_utils.pull_objects, initial_backoff=BACKOFF_S
-    )
+    LOGGING_CONFIG["loggers"]["uvicorn"]["level"] = "WARNING"
+    vars(start_client_internal)["time"] = SimpleNamespace(sleep=sleep)
+    vars(start_client_internal)["pull_objects"] = _pull_soon
+    pull = start_client_internal._pull_and_store_message  # noqa: SLF001
+    vars(start_client_internal)["_pull_and_store_message"] = functools.partial(pull_whole, pull)
+    vars(fleet_http_connection)["make_simple_http_retry_invoker"] = _patient_invoker
     for module in (heartbeat, fleet_http_connection):
-        module.HEARTBEAT_DEFAULT_INTERVAL = heartbeat_s
+        vars(module)["HEARTBEAT_DEFAULT_INTERVAL"] = heartbeat_s
     flower_supernode()
+
+
+def pull_whole(pull: Callable[..., int | None], **arguments: Any) -> int | None:  # noqa: ANN401
+    """Flower's step that fetches one message, without the task it leaves behind when that fails.
+
+    If the run ends between the message's head and its objects (the hub restarted), Flower keeps a
+    task whose objects never come: an executor that claims it waits for hours.
+    """
+    receive, state = arguments["receive"], arguments["state"]
+    came: list[object] = []
+
+    def noted() -> object:
+        came.append(received := receive())
+        return received
+
+    run_id = pull(**{**arguments, "receive": noted})
+    if run_id is None and any(came):
+        for task in state.get_tasks(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]):
+            state.finish_task(
+                task.task_id, sub_status=SubStatus.FAILED, details="the run has ended"
+            )
+    return run_id
+
+
+def _patient_invoker() -> Any:  # noqa: ANN401
+    """Flower's retries, at most 4 s apart instead of 20: a restarted hub is found again soon."""
+    made = make_simple_http_retry_invoker()
+    made.wait_gen_factory = lambda: exponential(max_delay=RETRY_S)
+    return made
 
 
 def run_superlink() -> None:
@@ -322,9 +366,12 @@ def run_superlink() -> None:
     from flwr.superlink import main  # noqa: PLC0415
     from flwr.superlink.cli.flower_superlink import flower_superlink  # noqa: PLC0415
 
-    stock = main._get_middleware()  # noqa: SLF001
     # Each layer costs every request about a millisecond of CPU; these serve the enterprise edition.
-    main._get_middleware = lambda: [  # noqa: SLF001
-        layer for layer in stock if layer.cls.__name__ not in _UNUSED_LAYERS
-    ]
+    kept = [layer for layer in main._get_middleware() if layer_name(layer) not in UNUSED_LAYERS]  # noqa: SLF001
+    vars(main)["_get_middleware"] = lambda: kept
     flower_superlink()
+
+
+def layer_name(layer: Any) -> str:  # noqa: ANN401  (starlette's Middleware)
+    """The class name of one of the SuperLink's layers."""
+    return str(layer.cls.__name__)

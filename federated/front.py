@@ -49,6 +49,8 @@ class Front:
         Steps: (1) POST to one of the ten operations, spelled exactly, or 404; (2) a body within the
         cap, or 413; (3) the SuperLink's own answer, or 502 while it restarts.
         """
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
         if scope["type"] != "http":
             return
         # (1)

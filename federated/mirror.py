@@ -8,7 +8,7 @@ a lease only says *until when* and *under which log* that reading holds.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import RLock
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from consent.chain import cosigners_needed, heads_digest
 from consent.decide import Standing, State
@@ -44,6 +44,8 @@ __all__ = [
     "WitnessForkError",
     "boottime",
 ]
+
+_SHRUNK: Final = "checkpoint: the log had {} entries and now has {}"
 
 
 class Mirror:
@@ -112,7 +114,11 @@ class Mirror:
         """
         with self._lock:
             trust = self._site.trust
+            self._catch_up()
             try:
+                return self._lease(trust, witnesses, self._documents_to)
+            except mirror_store.MirrorMovedError:
+                self._catch_up()
                 return self._lease(trust, witnesses, self._documents_to)
             except HeadsMismatchError:
                 # The hub may have left something out before: ask for everything once more. What
@@ -143,10 +149,15 @@ class Mirror:
                 raise LeaseRefusedError("checkpoint: the hub does not send the entries below it")
             leaves += page
         with self._lock:
-            # A lease may have grown the mirror meanwhile.
+            # A lease, here or in another process, may have grown the mirror meanwhile.
+            self._catch_up()
+            if seen.size < self._tree.size and self._tree.root(seen.size) == seen.root:
+                if seen.size < since:
+                    raise LogRollbackError(_SHRUNK.format(since, seen.size))
+                return
             fresh = leaves[max(0, self._tree.size - since) : max(0, seen.size - since)]
             self._grow(trust, text, fresh)
-            mirror_store.keep_growth(self._site, seen.size, text, fresh)
+            self._persist(seen.size, text, fresh)
             if not mirror_store.must_cosign(self._site, seen.size):
                 return
         # The growth is durable before it is signed: after a crash here the same size is signed
@@ -188,11 +199,11 @@ class Mirror:
                 )
             # (6)
             cosigned = self._cosigned_size(trust, subject.checkpoint, witnesses)
+            mirror_store.keep_lease(self._site, asked.lease, asked.latest, asked.leaves, fresh)
         except CoopError:
             if asked.leaves:
                 self._tree = mirror_store.stored_tree(self._site)
             raise
-        mirror_store.keep_lease(self._site, asked.lease, asked.latest, asked.leaves, fresh)
         self._fold, self._heads = fold, heads
         self._documents_to = subject.log_size
         return HeldLease(
@@ -202,11 +213,7 @@ class Mirror:
             cosigned_size=cosigned,
             expires_boottime=asked.started + subject.seconds * (1 - DRIFT),
             standings=dict(fold.standings),
-            usable=frozenset(
-                pid
-                for pid, standing in fold.standings.items()
-                if standing.state is State.ACTIVE and 0 <= standing.widened_index < cosigned
-            ),
+            usable=self._usable(fold, cosigned),
         )
 
     def _grow(self, trust: Trust, text: str, leaves: Sequence[bytes]) -> None:
@@ -215,9 +222,7 @@ class Mirror:
         if seen.size < self._tree.size:
             if self._tree.root(seen.size) != seen.root:
                 self._convict(text)
-            raise LogRollbackError(
-                f"checkpoint: the log had {self._tree.size} entries and now has {seen.size}"
-            )
+            raise LogRollbackError(_SHRUNK.format(self._tree.size, seen.size))
         if seen.size != self._tree.size + len(leaves):
             raise LeaseRefusedError("checkpoint: is of another size than the entries sent with it")
         for leaf in leaves:
@@ -227,6 +232,20 @@ class Mirror:
         if leaves:
             self._tree = mirror_store.stored_tree(self._site)
         self._convict(text)
+
+    def _persist(self, size: int, text: str, leaves: Sequence[bytes]) -> None:
+        try:
+            mirror_store.keep_growth(self._site, size, text, leaves)
+        except mirror_store.MirrorMovedError:
+            self._tree = mirror_store.stored_tree(self._site)
+            raise
+
+    def _catch_up(self) -> None:
+        """Take over what another process of this hospital has verified and stored."""
+        if mirror_store.stored_size(self._site) != self._tree.size:
+            self._tree = mirror_store.stored_tree(self._site)
+            self._fold, self._heads = None, ""
+            self._documents_to = mirror_store.documents_to(self._site)
 
     def _convict(self, theirs: str) -> NoReturn:
         mirror_store.keep_evidence(self._site, theirs, WitnessForkError.code, self._now())
@@ -250,25 +269,35 @@ class Mirror:
         self, trust: Trust, sent: Iterable[Envelope], *, whole: bool
     ) -> tuple[Fold, list[Envelope]]:
         """The fold with the envelopes that are new, and those; `whole` reads all once more."""
-        stored = mirror_store.stored_envelopes(self._site) if whole else []
-        known = {envelope.index: envelope for envelope in stored}
-        by_index = {e.index: e for e in sent if e.index not in known}
-        fresh = [by_index[index] for index in sorted(by_index)]
-        if not whole and not fresh:
-            return self._folded(trust), []
-        for envelope in fresh:
+        if whole:
+            known = {e.index: e for e in mirror_store.stored_envelopes(self._site)}
+            fresh = {e.index: e for e in sent if e.index not in known}
+            fold, todo = self._empty_fold(trust), {**known, **fresh}
+        else:
+            fold = self._folded(trust)
+            fresh = {e.index: e for e in sent if e.index > fold.last}
+            if not fresh:
+                return fold, []
+            fold, todo = fold.copy(), fresh
+        for envelope in fresh.values():
             if envelope.index >= self._tree.size:
                 raise UnloggedDocumentError(f"entry {envelope.index}: beyond the log")
             envelope.check_logged(self._tree.hashes(0, envelope.index, envelope.index + 1))
-        if not whole:
-            fold, todo = self._folded(trust).copy(), fresh
-        else:
-            everything = {**known, **by_index}
-            fold = self._empty_fold(trust)
-            todo = [everything[index] for index in sorted(everything)]
-        for envelope in todo:
-            fold.take(envelope)
-        return fold, fresh
+        for index in sorted(todo):
+            fold.take(todo[index])
+        return fold, [fresh[index] for index in sorted(fresh)]
+
+    def _usable(self, fold: Fold, cosigned: int) -> frozenset[str]:
+        """Pids whose chain is active by an event that the witnesses saw, under today's key."""
+        newest = mirror_store.newest_keys(self._site)
+        return frozenset(
+            pid
+            for pid, standing in fold.standings.items()
+            if standing.state is State.ACTIVE
+            and 0 <= standing.widened_index < cosigned
+            # A hub that withholds a key change would let a lost key go on speaking.
+            and fold.keys[pid] in newest.get(pid, {fold.keys[pid]})
+        )
 
     def _cosigned_size(self, trust: Trust, text: str, witnesses: Mapping[str, str] | None) -> int:
         """The size enough others vouch for; 0 when they do not, so that nothing is usable."""

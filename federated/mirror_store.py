@@ -9,9 +9,10 @@ from coop.canonical import jcs, parse_object
 from coop.db import RowId, insert_ignore, metadata
 from coop.documents.envelope import Opened
 from coop.documents.training import Lease
+from coop.errors import ConflictError
 from coop.journal.merkle import Tree, leaf_hash
 from federated.envelopes import Envelope
-from federated.site import Site, get_state, put_state
+from federated.site import Site, enrolled, get_state, put_state
 
 _DOCUMENTS_TO: Final = "mirror_documents_to"
 
@@ -58,6 +59,12 @@ mirror_evidence = sa.Table(
 """Signed notes of the log that contradict what it showed before."""
 
 
+class MirrorMovedError(ConflictError):
+    """Another process of this hospital verified more of the log meanwhile."""
+
+    code = "mirror.moved"
+
+
 def stored_tree(site: Site) -> Tree:
     """The verified tree."""
     tree = Tree()
@@ -76,6 +83,12 @@ def stored_envelopes(site: Site) -> list[Envelope]:
             Envelope(index=row.log_index, salt=row.salt, document=parse_object(row.document))
             for row in connection.execute(query)
         ]
+
+
+def stored_size(site: Site) -> int:
+    """How many entries are stored."""
+    with site.database.reading() as connection:
+        return _size(connection)
 
 
 def documents_to(site: Site) -> int:
@@ -113,6 +126,17 @@ def keep_lease(
         )
 
 
+def newest_keys(site: Site) -> dict[str, set[str]]:
+    """The key this hospital enrolled last for each pid; several only within one second."""
+    newest: dict[str, tuple[int, set[str]]] = {}
+    with site.database.reading() as connection:
+        query = sa.select(enrolled.c.pid, enrolled.c.did, enrolled.c.at).order_by(enrolled.c.at)
+        for row in connection.execute(query):
+            at, dids = newest.get(row.pid, (row.at, set()))
+            newest[row.pid] = (row.at, {row.did} | (dids if at == row.at else set()))
+    return {pid: dids for pid, (_, dids) in newest.items()}
+
+
 def must_cosign(site: Site, size: int) -> bool:
     """Whether the verified checkpoint of this size still lacks our cosignature at the hub."""
     with site.database.reading() as connection:
@@ -143,12 +167,19 @@ def evidence(site: Site) -> list[Mapping[str, Any]]:
     """Signed notes that contradict each other, oldest first."""
     with site.database.reading() as connection:
         query = sa.select(mirror_evidence).order_by(mirror_evidence.c.id)
-        return [dict(row._mapping) for row in connection.execute(query)]
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _size(connection: sa.Connection) -> int:
+    newest = connection.execute(sa.select(sa.func.max(mirror_entry.c.log_index))).scalar()
+    return 0 if newest is None else int(newest) + 1
 
 
 def _keep_growth(connection: sa.Connection, size: int, text: str, leaves: Sequence[bytes]) -> None:
+    start = size - len(leaves)
+    if _size(connection) != start:
+        raise MirrorMovedError("mirror: another process of this hospital moved it; ask again")
     if leaves:
-        start = size - len(leaves)
         rows = [
             {"log_index": start + number, "leaf_hash": leaf_hash(leaf)}
             for number, leaf in enumerate(leaves)

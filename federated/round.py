@@ -41,6 +41,7 @@ from federated.evaluation import histogram, noised
 from federated.mandate import Mandate, open_order, verify
 from federated.mirror import HeldLease, Mirror
 from federated.models import Weights, predict
+from federated.pace import even_pace
 from federated.permits import consent_request, permitted
 from federated.records import all_pids, rows_of
 from federated.site import Site
@@ -94,6 +95,7 @@ def wall_clock() -> int:
     return int(time.time())
 
 
+@even_pace()
 def answer_round(
     site: Site, mirror: Mirror, asked: RoundInput, *, now: Clock = wall_clock
 ) -> RoundAnswer:

@@ -218,7 +218,7 @@ class Rounds:
             document = self.journal.document(connection, digest)
         return open_document(RoundRequest, document, issuers=[self._key.did])
 
-    def commit(
+    def conclude(
         self,
         asked: NextRound,
         request: Opened[RoundRequest],

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
+import sqlalchemy as sa
 
 from coop import members
 from coop.canonical import sha256
-from coop.errors import CoopError, Kind
+from coop.errors import CoopError, InvariantError, Kind
 from coop.logs import logger
 from federated import models
 from federated.collect import ROUND_S, Collector, refusals
@@ -36,6 +37,7 @@ from federated.superlink import SuperLink, SuperLinkDownError
 _IDLE_S: Final = 0.5
 _READY_S: Final = 60.0  # a cold start on a loaded machine took 10 s
 _ONLINE_S: Final = 30.0  # how long a run waits for the whole roster before it starts with a quorum
+_WAIT_MAX_S: Final = 600.0  # … and how long without a quorum, before the next run has its turn
 _ATTEMPTS_MAX: Final = 3
 _ATTEMPT_PAUSE_S: Final = 3.0
 _BACKOFF_MAX_S: Final = 15.0
@@ -85,6 +87,7 @@ class Trainer:
         self._online_s = online_s
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._current: str | None = None
         self._registered: dict[str, str] = {}
         self._nodes: dict[str, int] = {}
 
@@ -111,14 +114,24 @@ class Trainer:
                 pause = min(max(1.0, 2 * pause), _BACKOFF_MAX_S)
             except Exception as error:  # noqa: BLE001  (outermost loop: one bug must not end training)
                 logger().error("trainer failed", error_type=type(error).__name__)
+                self._give_up(error)
                 pause = _BACKOFF_MAX_S
+
+    def _give_up(self, error: Exception) -> None:
+        """End the run a bug stopped, or it would stop every later one; it may be ordered again."""
+        order, self._current = self._current, None
+        # A database that is away fails no run: it is as it was, and is tried again.
+        if order is not None and not isinstance(error, sa.exc.DBAPIError):
+            self.rounds.fail(order, InvariantError.code)
 
     def _step(self) -> bool:
         """One piece of work; False if there was none."""
+        self._current = None
         self._ready()
         row = self.rounds.next_run()
         if row is None:
             return False
+        self._current = row.order_sha256
         try:
             if row.state is not RunState.RELEASING:
                 self._train(row)
@@ -140,7 +153,10 @@ class Trainer:
             self.link.start()
             self._registered = {}
         with self.rounds.database.reading() as connection:
-            keys = {name: row.supernode_key for name, row in members.sites(connection).items()}
+            rows = members.sites(connection).values()
+        # By seniority: nobody takes over a hospital's node by joining with its public key.
+        oldest = sorted(rows, key=lambda row: (row.joined_at, row.name))
+        keys = {row.name: row.supernode_key for row in oldest}
         if keys != self._registered:
             self.link.wait_ready(_READY_S, self._stop)
             self._nodes = self.link.register(keys)
@@ -166,16 +182,23 @@ class Trainer:
         }
 
     def _wait_for_roster(self, run: FlowerRun, asked: NextRound) -> None:
-        """Return when the whole roster is online, or a quorum is and the patience is over."""
+        """Return when the whole roster is online, or a quorum is and the patience is over.
+
+        Raises:
+            BelowQuorumError: No quorum came online; the next run in the queue has waited enough.
+        """
         nodes = set(self._roster(asked).values())
-        deadline = time.monotonic() + self._online_s
+        quorum = asked.order.subject.quorum
+        start = time.monotonic()
         while True:
             online = nodes & set(run.presence())
-            late = time.monotonic() > deadline
-            if online == nodes or (late and len(online) >= asked.order.subject.quorum):
+            waited = time.monotonic() - start
+            if online == nodes or (waited > self._online_s and len(online) >= quorum):
                 self.rounds.note(asked.order.digest, None)
                 return
-            if late:
+            if waited > _WAIT_MAX_S:
+                raise BelowQuorumError(f"only {len(online)} of {quorum} hospitals are online")
+            if waited > self._online_s:
                 self.rounds.note(asked.order.digest, WAITING)
             self._pause(_IDLE_S)
             self.rounds.next_round(asked.order.digest)  # raises when the run is cancelled
@@ -201,7 +224,7 @@ class Trainer:
             if len(admitted) >= quorum:
                 state, digest = aggregate(asked, admitted)
                 receipts = [admitted[site].receipt for site in sorted(admitted)]
-                self.rounds.commit(
+                self.rounds.conclude(
                     asked, request, receipts, refusals(collector.refused), state, digest
                 )
                 logger().info("round done", round=asked.round, size=len(admitted))

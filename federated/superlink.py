@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from coop.errors import UnavailableError
 from coop.keys import random_bytes
@@ -124,11 +125,21 @@ class SuperLink:
         """Node ids by site, registering SuperNode keys (ssh form) that are new.
 
         A site whose key changed gets a new id; ids of keys that no site has any more are removed,
-        so a replaced key stops working.
+        so a replaced key stops working. A key that is none, or that an earlier site of `keys` has,
+        leaves its site without a node: one member's mistake must not stop the others.
         """
         from federated import flower_compat as flower  # noqa: PLC0415
 
-        wanted = {site: flower.ssh_key_to_pem(text) for site, text in keys.items()}
+        wanted: dict[str, bytes] = {}
+        for site, text in keys.items():
+            try:
+                key = flower.ssh_key_to_pem(text)
+            except (ValueError, UnsupportedAlgorithm):
+                key = b""
+            if not key or key in wanted.values():
+                logger().warning("site has no usable node key", site=site)
+            else:
+                wanted[site] = key
         with self.control() as control:
             known = {
                 bytes(node.public_key): int(node.node_id)

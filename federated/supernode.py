@@ -24,7 +24,7 @@ REPLY_POLL_S: Final = 0.05  # looks into memory only
 BUSY_POLL_S: Final = 0.25  # one signed request to the hub each
 IDLE_POLL_S: Final = 1.0
 _BUSY_FOR_S: Final = 20.0  # after the last message; a round of a running study follows sooner
-_HEARTBEAT_S: Final = 10  # Flower's least; a silent node counts as gone after twice this
+HEARTBEAT_S: Final = 10  # Flower's least; a silent node counts as gone after twice this
 _PARENT_CHECK_S: Final = 1.0
 
 
@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace) -> None:
         "--superexec-auth-secret-file", str(options.folder / SECRET_FILE),
         "--host", "127.0.0.1", "--port", str(options.runtime_port),
     ]  # fmt: skip
-    flower_compat.run_supernode(Pace(), heartbeat_s=_HEARTBEAT_S)
+    flower_compat.run_supernode(Pace().sleep, heartbeat_s=HEARTBEAT_S)
 
 
 class Pace:

@@ -31,10 +31,12 @@ class Examples:
 
 def examples(rows: Rows, study: Study, site: str) -> Examples:
     """The rows of `rows` with a known outcome, nothing refused and no value of a wrong kind."""
-    readable = _readable(rows, study, site)
-    values = [row for _, row in readable]
-    x, y, kept = training_matrix(values, study.schema_, study.label, site)
-    used = [entry for entry, keep in zip(readable, kept, strict=True) if keep]
+    try:
+        x, y, kept = _matrix(rows, study, site)
+    except WrongValueError:
+        rows = [entry for entry in rows if _is_readable(entry, study, site)]
+        x, y, kept = _matrix(rows, study, site)
+    used = [entry for entry, keep in zip(rows, kept, strict=True) if keep]
     field = study.evaluation.group_field
     return Examples(
         pids=[pid for pid, _ in used],
@@ -44,17 +46,15 @@ def examples(rows: Rows, study: Study, site: str) -> Examples:
     )
 
 
-def _readable(rows: Rows, study: Study, site: str) -> Rows:
-    try:
-        training_matrix([row for _, row in rows], study.schema_, study.label, site)
-    except WrongValueError:
-        return [entry for entry in rows if _is_readable(entry[1], study, site)]
-    return rows
+def _matrix(
+    rows: Rows, study: Study, site: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    return training_matrix([row for _, row in rows], study.schema_, study.label, site)
 
 
-def _is_readable(row: dict[str, object], study: Study, site: str) -> bool:
+def _is_readable(entry: tuple[str, dict[str, object]], study: Study, site: str) -> bool:
     try:
-        training_matrix([row], study.schema_, study.label, site)
+        _matrix([entry], study, site)
     except WrongValueError:
         return False
     return True

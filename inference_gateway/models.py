@@ -14,6 +14,7 @@ import onnxruntime as ort
 import sqlalchemy as sa
 
 from coop import catalogue, features
+from coop.artefacts import ONNX_FILE
 from coop.canonical import sha256
 from coop.documents.envelope import open_document
 from coop.documents.study import Study
@@ -23,7 +24,6 @@ from coop.journal.store import Journal
 from inference_gateway.oip import BadTensorError, Value
 
 RISK_DIGITS: Final = 3  # more digits serve extraction, not a decision (references/gateway.md §6)
-_ARTEFACT: Final = "model.onnx"
 _LOADED_MAX: Final = 64  # sessions kept; the oldest goes first
 
 
@@ -101,7 +101,7 @@ class Models:
             ModelRetiredError: It was withdrawn from use.
         """
         state = catalogue.model(connection, model_id).state
-        if state != "released":
+        if state != catalogue.RELEASED:
             raise ModelRetiredError(f"model: {model_id} is {state} and answers nothing")
 
     def _load(self, connection: sa.Connection, model_id: str, passport_sha256: str) -> Served:
@@ -113,9 +113,9 @@ class Models:
         study_document = self._journal.document(connection, passport.study_sha256)
         study = open_document(Study, study_document, issuers=None).subject
         # (2)
-        body = catalogue.artefact(connection, model_id, _ARTEFACT)
+        body = catalogue.artefact(connection, model_id, ONNX_FILE)
         named = {artefact.name: artefact.sha256 for artefact in passport.artefacts}
-        if sha256(body).hex() != named.get(_ARTEFACT):
+        if sha256(body).hex() != named.get(ONNX_FILE):
             raise ModelDamagedError(f"model: {model_id}'s file is not the one its passport names")
         session = _session(body)
         # (3)

@@ -14,6 +14,7 @@ from consent import api
 from consent.policy import preset
 from consent.registry import Registry
 from coop import members, problems
+from coop.canonical import document_digest
 from coop.client import Client
 from coop.db import Database
 from coop.documents.consent import Consent
@@ -60,8 +61,6 @@ class Person:
         return issue(subject, changes.get("key", self.key), clock())
 
     def follow(self, document: dict[str, Any]) -> None:
-        from coop.canonical import document_digest
-
         self.sequence, self.head = self.sequence + 1, document_digest(document)
 
 
@@ -92,9 +91,7 @@ class ConsentHub:
     @property
     def trust(self) -> Trust:
         sites = {name: key.did for name, key in self.site_keys.items()}
-        return Trust(
-            hub=self.hub_key.did, log=self.log_key.did, origin=ORIGIN, sites=sites, k=0
-        )
+        return Trust(hub=self.hub_key.did, log=self.log_key.did, origin=ORIGIN, sites=sites, k=0)
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -143,7 +140,8 @@ class Hospital:
     def enrol(self, count: int) -> list[Person]:
         """So many new patients, enrolled through desk, hub and node with keys of their own."""
         with self.site.database.unit_of_work() as connection:
-            known = connection.execute(sa.select(sa.func.count()).select_from(patient)).scalar() or 0
+            counted = sa.select(sa.func.count()).select_from(patient)
+            known = connection.execute(counted).scalar() or 0
             records = [f"record {known + number}" for number in range(count)]
             rows = [{"pid": self.site.pid_of(r), "record_key": r} for r in records]
             connection.execute(patient.insert(), rows)

@@ -22,8 +22,9 @@ from consent.registry import Registry
 from coop import members, problems, studies
 from coop.client import Client
 from coop.db import Database
-from coop.documents.consent import Consent, Policy
+from coop.documents.consent import Consent
 from coop.documents.envelope import issue, open_document
+from coop.documents.provision import Policy
 from coop.documents.study import Study
 from coop.documents.training import ApprovalRef, Order, RoundRequest
 from coop.doors import Doors
@@ -107,10 +108,17 @@ class World:
     def client(self) -> Client:
         return self.clients[HOSPITAL]
 
-    def add_site(self, name: str, folder: Path) -> None:
+    def add_site(self, name: str, folder: Path, database_url: str = "") -> None:
         with self.database.unit_of_work() as connection:
             token = members.create_invite(connection, name, now=now())
-        site = join(folder / name, name, token=token, hub_url=self.url, ca_file=None)
+        if database_url:
+            site = Site.create(folder / name, name, database_url=database_url)
+            asked = members.join_request(token, name, site.key, "a key")
+            with Client(self.url) as client:
+                trust = client.post("/v1/members/join", asked)["trust"]
+            site.pin(trust, self.url, None)
+        else:
+            site = join(folder / name, name, token=token, hub_url=self.url, ca_file=None)
         self.sites[name] = site
         self.clients[name] = Client(self.url, key=site.key)
         self.mirrors[name] = Mirror(site, self.clients[name])
@@ -283,8 +291,8 @@ def digest(document: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def world(folder: Path) -> Iterator[World]:
-    """The cooperative, running; a second to build."""
+def world(folder: Path, database_url: str = "") -> Iterator[World]:
+    """The cooperative, running; the hospital under test keeps its rows at `database_url`."""
     settings = Settings(state=folder / "hub")
     hub = HubFolder.init(settings, legal_mode=LegalMode.STRICTEST, origin="hub.test/log", now=now())
     database = Database(settings.database())
@@ -322,7 +330,7 @@ def world(folder: Path) -> Iterator[World]:
     )
     try:
         for name in (HOSPITAL, *WITNESSES):
-            made.add_site(name, folder)
+            made.add_site(name, folder, database_url if name == HOSPITAL else "")
         made.pin_everyone()
         path = folder / "patients.csv"
         path.write_text(HEADER + "".join(csv_line(number) for number in range(PATIENTS)))

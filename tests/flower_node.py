@@ -1,9 +1,10 @@
 """A hospital's Flower half for tests: the real SuperNode and executor, and an app without rows.
 
-`python tests/flower_node.py SITE SEED_HEX HOST:PORT CA KEY FOLDER PORT PAUSE_S`: answers every round
-with `1` in each weight after PAUSE_S, signed by the site's key; repeats are free of state.
+`python tests/flower_node.py SITE SEED_HEX HOST:PORT CA KEY FOLDER PORT PAUSE_S`: answers every
+round with `1` in each weight after PAUSE_S, signed by the site's key; repeats are free of state.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -56,8 +57,15 @@ def answer_with(site: str, key: SigningKey, pause_s: float):
     return answer
 
 
+def end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main() -> None:
     site, seed, front, ca, key, folder, port, pause = sys.argv[1:]
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     secret = supernode.make_secret(Path(folder))
     child = subprocess.Popen(
         supernode.command(

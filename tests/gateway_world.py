@@ -3,14 +3,13 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from onnx import TensorProto, helper, numpy_helper
 
-from coop import credentials, ledger, members, problems, studies
-from coop.canonical import document_digest, sha256
-from coop.db import Database, metadata
+from coop import catalogue, credentials, ledger, members, problems, studies
+from coop.artefacts import onnx_file
+from coop.canonical import document_digest, jcs, sha256
+from coop.db import Database
 from coop.documents.envelope import issue
 from coop.documents.serving import CohortAnswer
 from coop.documents.study import (
@@ -28,6 +27,7 @@ from coop.documents.study import (
 )
 from coop.documents.training import Artefact, Passport
 from coop.doors import Doors
+from coop.hub import catalogue_api, studies_api
 from coop.journal.store import Journal
 from coop.keys import SigningKey
 from coop.ledger import Leg
@@ -109,21 +109,8 @@ def study_of(**changes) -> Study:
 
 
 def onnx_of(weights: list[float]) -> bytes:
-    """sigmoid(x · w), as the catalogue builds it."""
-    matrix = np.array(weights, dtype=np.float32).reshape(-1, 1)
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "w"], ["z"]),
-            helper.make_node("Sigmoid", ["z"], ["risk"]),
-        ],
-        "model",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", len(weights)])],
-        [helper.make_tensor_value_info("risk", TensorProto.FLOAT, ["n", 1])],
-        [numpy_helper.from_array(matrix, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
-    return model.SerializeToString()
+    """The model's file as the hub's release builds it."""
+    return onnx_file(np.array(weights, dtype=np.float32))
 
 
 @dataclass
@@ -225,19 +212,19 @@ class World:
             "model_id": model_id,
             "study_id": self.study.study_id,
             "version": self.study.version,
-            "order_sha256": "3" * 64,
+            "order_sha256": f"order of {model_id}",
             "passport_digest": document_digest(document),
-            "card": "{}",
+            "card": jcs(catalogue._card(self.study)).decode(),
             "state": "released",
         }
         file = {"model_id": model_id, "name": "model.onnx", "sha256": "", "body": body}
         with self.database.unit_of_work() as connection:
-            connection.execute(metadata.tables["model"].insert(), row)
-            connection.execute(metadata.tables["artefact"].insert(), file)
+            connection.execute(catalogue.model_table.insert(), row)
+            connection.execute(catalogue.artefact_table.insert(), file)
             self.journal.record(connection, "passport", document)
 
     def retire(self) -> None:
-        table = metadata.tables["model"]
+        table = catalogue.model_table
         with self.database.unit_of_work() as connection:
             connection.execute(table.update().values(state="retired"))
 
@@ -246,7 +233,13 @@ class World:
         doors = Doors(self.database, now=self.clock)
         app = FastAPI()
         problems.install(app)
-        app.include_router(api.routes(doors, self.gateway))
+        models = catalogue.Catalogue(self.journal, self.hub, self.clock)
+        for router in (
+            api.routes(doors, self.gateway),
+            catalogue_api.routes(doors, models),
+            studies_api.routes(doors, self.journal),
+        ):
+            app.include_router(router)
         return app
 
     def client(self) -> TestClient:

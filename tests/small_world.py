@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from coop.canonical import sha256
 from coop.db import Database
-from coop.documents.consent import Consent, ConsentReceipt, Enrolment, Policy, Provision
+from coop.documents.consent import Consent, ConsentReceipt, Enrolment
 from coop.documents.envelope import issue
+from coop.documents.provision import Policy, Provision
 from coop.journal import note
 from coop.journal.store import Journal
 from coop.journal.trust import Trust

@@ -1,6 +1,7 @@
 """The privacy ledger: spent never passes the cap, never falls, and a repeat debits once."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -102,6 +103,19 @@ def test_spending_adds_up_over_studies(database: Database):
     with database.reading() as connection:
         assert patient_budget(connection, PIDS[0]).rho_nano == 1500
         assert site_spend(connection, "lung", 1)["training"] == 800
+
+
+def test_the_odometer_composes_exactly_and_the_cap_is_worth_less_than_epsilon_ten(
+    sqlite_database: Database,
+):
+    from federated.accounting import epsilon_of, rho_nano_of
+
+    for number in range(4):
+        debited(sqlite_database, draw(f"o{number}:1", rho_nano_of(5_000_000)))
+    with sqlite_database.reading() as connection:
+        seen = patient_budget(connection, PIDS[0])
+    assert seen.epsilon == pytest.approx(epsilon_of([(5_000_000, 4)], 1e-6), rel=1e-6)
+    assert replace(seen, rho_nano=LIFETIME_CAP_NANO // 4).epsilon < 10
 
 
 def test_a_line_ends_where_the_plan_says_then_the_reserve_pays_then_nobody(database: Database):

@@ -1,5 +1,7 @@
 """A released model is its files, its passport and its log entry; any byte changed is found."""
 
+import json
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,19 @@ import onnx
 import onnxruntime
 import pytest
 from budget import budget
+from doors_world import served
+from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from coop import catalogue
+from coop import catalogue, problems
 from coop.artefacts import ArtefactError, check_parity, onnx_file, weights_file
-from coop.canonical import jcs, parse_object, sha256
+from coop.canonical import document_digest, jcs, parse_object, sha256
 from coop.catalogue import Catalogue, Cost
-from coop.cli.model import PASSPORT_FILE, app, verified
+from coop.cli.model import PASSPORT_FILE, verified
+from coop.cli.model import app as cli
+from coop.client import Client
 from coop.db import Database
 from coop.documents.envelope import Opened, issue, open_document
 from coop.documents.study import (
@@ -31,9 +37,11 @@ from coop.documents.study import (
     Recipe,
     Study,
 )
-from coop.documents.training import ApprovalRef, GroupMetric, Order, Passport
+from coop.documents.training import ApprovalRef, GroupMetric, Order, Passport, RoundRecord
+from coop.doors import Doors
 from coop.errors import ConflictError, CoopError, InvalidInputError, NotFoundError
 from coop.features import columns, encode
+from coop.hub.catalogue_api import routes
 from coop.journal.store import Journal
 from coop.journal.trust import Trust
 from coop.keys import SigningKey
@@ -345,12 +353,81 @@ def test_the_command_line_verifies_an_exported_folder_and_refuses_a_changed_one(
         (folder / name).write_bytes(body)
     (folder / PASSPORT_FILE).write_bytes(jcs(released.bundle()))
     command = ["verify", str(folder), "--trust", str(trust), "--json"]
-    done = CliRunner().invoke(app, command)
+    done = CliRunner().invoke(cli, command)
     assert done.exit_code == 0
     assert parse_object(done.stdout)["ok"] is True
     (folder / PASSPORT_FILE).write_bytes(jcs(released.bundle()) + b"\n")
     with pytest.raises(InvalidInputError):
-        CliRunner().invoke(app, command, catch_exceptions=False)
+        CliRunner().invoke(cli, command, catch_exceptions=False)
     (folder / PASSPORT_FILE).unlink()
     with pytest.raises(NotFoundError):
-        CliRunner().invoke(app, command, catch_exceptions=False)
+        CliRunner().invoke(cli, command, catch_exceptions=False)
+
+
+def _with_records(released: Released) -> str:
+    """A second model of a run whose round records are in the log."""
+    hub = released.models._key
+    order = replace(released.order, digest="e" * 64)
+    records, previous = [], None
+    for number in (1, 2):
+        record = RoundRecord(
+            order_sha256=order.digest,
+            phase="train",
+            round=number,
+            request_sha256=DIGEST,
+            accepted=[],
+            refused=[],
+            aggregate_sha256=DIGEST,
+            previous_sha256=previous,
+        )
+        records.append(issue(record, hub, NOW))
+        previous = document_digest(records[-1])
+    with released.database.unit_of_work() as connection:
+        logged = released.journal.record_many(connection, RoundRecord.kind, records)
+    return released.release(order=order, record_sha256s=[record.digest for record in logged])
+
+
+def test_the_hub_serves_cards_files_and_bundles_and_an_export_verifies(
+    released: Released, tmp_path: Path
+):
+    model_id = _with_records(released)
+    app = FastAPI()
+    problems.install(app)
+    app.include_router(routes(Doors(released.database, now=lambda: NOW), released.models))
+    trust, folder = tmp_path / "trust.json", tmp_path / "exported"
+    released.trust.save(trust)
+    listening = socket.create_server(("127.0.0.1", 0))
+    with listening, served(app, listening):
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        environment = {"COOP_HUB_URL": url, "COOP_TRUST_FILE": str(trust)}
+
+        def run(*arguments: str) -> dict[str, Any]:
+            done = CliRunner().invoke(
+                cli, [*arguments, "--json"], env=environment, catch_exceptions=False
+            )
+            assert done.exit_code == 0, done.output
+            found: dict[str, Any] = json.loads(done.stdout)
+            return found
+
+        listed = run("list")["models"]
+        assert [model["state"] for model in listed] == ["released", "released"]
+        card = run("card", model_id)
+        assert card["features"] == SCHEMA.model_dump(mode="json")
+        assert card["passport"]["document"]["credentialSubject"]["model_id"] == model_id
+        assert "record_sha256s" not in card
+        assert "Not a medical device" in CliRunner().invoke(
+            cli, ["card", model_id], env=environment
+        ).output  # fmt: skip
+        assert any("unbroken chain" in step for step in run("verify", model_id)["steps"])
+        assert run("export", model_id, "--out", str(folder))["model_id"] == model_id
+        with Client(url) as client:
+            for path in ("heart-v2-00000000", f"{model_id}/artefacts/trust.json", "..%2Fx/bundle"):
+                with pytest.raises(CoopError):
+                    client.get(f"/v1/models/{path}")
+            with pytest.raises(CoopError) as refused:
+                client.post(f"/v1/models/{model_id}:retire")
+            assert refused.value.code == "doors.unauthenticated"
+    # The hub is gone; the folder still verifies.
+    assert run("verify", str(folder))["ok"] is True
+    with pytest.raises(ConflictError):
+        run("export", model_id, "--out", str(folder))

@@ -15,14 +15,20 @@ from consent.chain import (
 )
 from consent.decide import Standing, State
 from consent.policy import PolicyError, preset
-from coop.documents.consent import Consent, Policy, Provision
+from coop.documents.consent import Consent
 from coop.documents.envelope import Opened, issue, open_document
+from coop.documents.provision import Policy, Provision
 from coop.errors import CoopError
 from coop.keys import SigningKey
 
 PATIENT, HUB, SITE, STRANGER = (SigningKey(bytes([n]) * 32) for n in range(1, 5))
 PID = "a" * 26
-ACTORS = {PATIENT.did: "patient", HUB.did: "session", SITE.did: "registrar", STRANGER.did: "patient"}
+ACTORS = {
+    PATIENT.did: "patient",
+    HUB.did: "session",
+    SITE.did: "registrar",
+    STRANGER.did: "patient",
+}
 MODEL = {
     ("none", "grant"): "active",
     ("revoked", "grant"): "active",

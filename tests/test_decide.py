@@ -22,7 +22,7 @@ from consent.purposes import (
     Use,
     closure,
 )
-from coop.documents.consent import TIME_MAX, Policy, Provision
+from coop.documents.provision import TIME_MAX, Policy, Provision
 
 NOON = 1_800_000_000
 REQUEST = Request(

@@ -254,6 +254,35 @@ def test_no_caller_and_no_nonsense_makes_the_hub_fail(hub: World):
     assert failed == []
 
 
+def test_no_number_or_text_is_too_large_for_the_hub(hub: World):
+    """A 20-digit version or a NUL is the caller's mistake, not the database's."""
+    huge, failed = 10**22, []
+    for method, path, operation in operations(hub.app):
+        names = [p["name"] for p in operation.get("parameters", []) if p["in"] == "query"]
+        asked = "&".join(f"{name}={huge}" for name in names)
+        for place in (str(huge), "%00", "%F0%9F%92%A9", "x" * 5000):
+            filled_in = re.sub(r"\{(\w+)(:\w+)?\}", place, path)
+            for name in ("rosa", "cleveland", "ada", "staff-coop"):
+                if path in {"/v1/me/uses", "/readyz"} or (method, path) == ("DELETE", "/v1/token"):
+                    continue
+                answer = hub.actors[name].send(method, f"{filled_in}?{asked}")
+                if answer.status_code >= 500:
+                    failed.append((method, path, place[:30], answer.text))
+            if "{" not in path:
+                break
+    bodies = [
+        ("rosa", "/v1/rounds", {"study_id": "heart", "version": huge}),
+        ("rosa", "/v1/rounds", {"study_id": "a\u0000b"}),
+        ("staff-coop", "/v1/ledger/issue", {"account_id": huge, "amount_nano": 1, "key": "k"}),
+        ("public", "/v1/token", {"subject_token": "\u0000"}),
+    ]
+    for name, path, body in bodies:
+        answer = hub.actors[name].send("POST", path, body)
+        if answer.status_code >= 500:
+            failed.append(("POST", path, str(body), answer.text))
+    assert failed == []
+
+
 def test_every_refusal_is_a_problem_and_the_description_says_so(hub: World):
     for method, path, operation in operations(hub.app):
         assert "4XX" in operation["responses"], (method, path)
@@ -399,6 +428,7 @@ def test_a_signature_is_for_one_method_path_body_and_time(hub: World):
         "no signature": {**signed(key), "Coop-Signature": ""},
         "signature and token": {**signed(key), "Authorization": "Bearer coop_st_x"},
         "not a did": {**signed(key), "Coop-Did": "did:web:example"},
+        "endless time": {**signed(key), "Coop-Time": "9" * 5000},
     }
     for name, headers in cases.items():
         answer = hub.client.get("/v1/whoami", headers=headers)

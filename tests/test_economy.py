@@ -1,5 +1,6 @@
 """From a fee to a patient's credits, on both databases, with the real log and the real ledger."""
 
+import itertools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from budget import budget
 
 from coop import ledger
 from coop.db import Database
-from coop.dividend import differences
+from coop.dividend_audit import differences
 from coop.documents.dividend import Dividends, DividendWindow
 from coop.documents.envelope import open_document
 from coop.economy import Economy
@@ -235,6 +236,15 @@ def test_fees_of_a_model_without_pools_are_the_commons(house: House):
     assert house.balance("commons") == 850
 
 
+def test_an_entry_that_pays_a_model_twice_is_one_fee(house: House):
+    house.open()
+    legs = [Leg("researcher:1", f"revenue:{MODEL}", NanoCredits(600))] * 2
+    with house.database.unit_of_work() as connection:
+        ledger.post(connection, key="two", kind="capture", legs=legs, now=NOW)
+    assert house.economy.close_window(MODEL)["revenue_nano"] == 1200
+    house.audit()
+
+
 def test_pools_are_opened_once(house: House):
     house.open()
     house.pay(1000, "1")
@@ -271,6 +281,46 @@ def test_a_pool_row_changed_by_hand_is_found(house: House):
     with house.database.reading() as connection:
         assert {found.invariant for found in check(connection).findings} == {"I7"}
     assert differences(*house.published()) == ["pool zurich: its accumulator differs"]
+
+
+class _PowerCutError(Exception):
+    """The process ends here."""
+
+
+def test_cut_off_at_any_statement_nothing_is_lost_and_a_repeat_completes(house: House):
+    house.open()
+    for number in range(3):
+        house.pay(10**9 + number, str(number))
+    left = [0]
+
+    def count(*_: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise _PowerCutError
+
+    acts = (
+        lambda: house.economy.close_window(MODEL),
+        lambda: house.withdraw("a" * 26),
+        lambda: house.economy.claim(7, ["a" * 26, "b" * 26]),
+    )
+    cuts = 0
+    for act in acts:
+        for survived in itertools.count():
+            left[0] = survived
+            sa.event.listen(house.database.engine, "before_cursor_execute", count)
+            try:
+                act()
+            except _PowerCutError:
+                cuts += 1
+                sa.event.remove(house.database.engine, "before_cursor_execute", count)
+                house.audit()
+                continue
+            sa.event.remove(house.database.engine, "before_cursor_execute", count)
+            break
+        house.audit()
+    assert cuts > 30
+    assert house.balance("member:7") == 2 * ((3 * 10**9 + 3) // 2 // 2 // 3)
+    assert house.owed("c" * 26) == (3 * 10**9 + 3) // 2 // 2 // 3
 
 
 def test_fees_windows_claims_and_withdrawals_at_once_neither_deadlock_nor_lose(house: House):

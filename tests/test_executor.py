@@ -1,11 +1,13 @@
-"""The executor against a real SuperNode runtime API: foreign apps refused, nothing personal leaves."""
+"""The executor at a real SuperNode runtime API: foreign apps refused, nothing personal leaves."""
 
 import io
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from serving import served
@@ -22,6 +24,7 @@ from federated.flower_compat import (
     RecordDict,
     TaskType,
     outgoing,
+    pull_whole,
 )
 
 SECRET = b"s" * 32
@@ -75,16 +78,19 @@ class SuperNode:
         _insert_message(message, self.state, self.store)
         assert self.state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash=digest)
 
-    def reply(self) -> Message:
+    def reply(self) -> Message | None:
+        """What Flower's loop would send on; taken once."""
         from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
         from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-        [message] = self.state.get_messages_legacy(is_reply=True)
-        tree = self.store.get_object_tree(message.metadata.message_id)
-        contents = {
-            node.object_id: self.store.get(node.object_id) for node in iterate_object_tree(tree)
-        }
-        return inflate_object_from_contents(tree.object_id, contents)
+        messages = self.state.get_messages_legacy(is_reply=True)
+        if not messages:
+            return None
+        tree = self.store.get_object_tree(messages[0].metadata.message_id)
+        ids = [node.object_id for node in iterate_object_tree(tree)]
+        while not all(self.store.get(name) for name in ids):
+            time.sleep(0.02)  # the reply's objects follow its head
+        return inflate_object_from_contents(tree.object_id, {n: self.store.get(n) for n in ids})
 
 
 @pytest.fixture
@@ -105,11 +111,10 @@ def run_one(supernode, app, allowed, *, content=None, fab: bytes = b"") -> Messa
     thread.start()
     try:
         for _ in range(200):
-            if node.state.get_messages_legacy(is_reply=True):
-                break
+            if (reply := node.reply()) is not None:
+                return reply
             stop.wait(0.05)
-        stop.wait(0.2)  # the reply's objects follow its head
-        return node.reply()
+        raise AssertionError("no reply came")
     finally:
         stop.set()
         thread.join(10)
@@ -178,7 +183,7 @@ def test_a_refusal_leaves_as_its_code_alone(supernode):
 
 
 def test_a_message_without_order_request_and_weights_is_refused(supernode):
-    reply = run_one(supernode, make_app(lambda asked: None), {fab_hash()}, content={"order": b"{}"})
+    reply = run_one(supernode, make_app(lambda _: None), {fab_hash()}, content={"order": b"{}"})
     assert reply.error.reason == "round.malformed-message"
 
 
@@ -192,4 +197,21 @@ def test_the_wrong_secret_gets_no_task(supernode):
     stop.wait(0.5)
     stop.set()
     thread.join(10)
-    assert not supernode.node.state.get_messages_legacy(is_reply=True)
+    assert supernode.node.reply() is None
+
+
+def test_a_message_that_never_came_whole_leaves_no_task_behind(supernode):
+    """Or the executor would wait for its objects for hours, and answer nothing else."""
+    node = supernode.node
+    node.deliver({"x": b"1"}, fab_bytes())
+    [task] = node.state.get_tasks()
+    assert pull_whole(lambda **_: None, state=node.state, receive=lambda: None) is None
+    assert node.state.get_tasks(task_ids=[task.task_id])[0].status.status == "pending"
+
+    def broken(**arguments: Any) -> None:
+        arguments["receive"]()  # the head comes, then the run ends
+
+    assert pull_whole(broken, state=node.state, receive=lambda: ("head", "tree")) is None
+    assert node.state.get_tasks(task_ids=[task.task_id])[0].status.status == "finished"
+    reply = run_one(supernode, echo, {fab_hash()})
+    assert not reply.has_error()

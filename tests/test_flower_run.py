@@ -58,7 +58,7 @@ class Federation:
         self.nodes[site] = subprocess.Popen(
             [sys.executable, NODE, *map(str, arguments)],
             cwd=PARENT,
-            env={**os.environ, "PYTHONPATH": str(PARENT)},
+            env={**os.environ, "PYTHONPATH": str(PARENT)},  # noqa: TID251  (children need PATH)
             stdout=log,
             stderr=log,
             start_new_session=True,

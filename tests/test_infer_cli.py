@@ -1,4 +1,3 @@
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -6,8 +5,8 @@ from pathlib import Path
 
 import orjson
 import pytest
-import uvicorn
 from gateway_world import DS, SITES, World
+from serving import served
 from typer.testing import CliRunner
 
 from coop import ledger
@@ -24,20 +23,10 @@ DECLARED = ["--study", "heart", "--purpose", DS]
 def world(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A served gateway, and a command line pointed at it with a researcher's key."""
     world = World(sqlite_database)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = free.getsockname()
-    config = uvicorn.Config(world.app(), host=address[0], port=address[1], log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    monkeypatch.setenv("COOP_HUB_URL", f"http://127.0.0.1:{address[1]}")
-    monkeypatch.setenv("COOP_API_KEY", world.api_key)
-    yield world
-    server.should_exit = True
-    thread.join()
+    with served(world.app()) as port:
+        monkeypatch.setenv("COOP_HUB_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("COOP_API_KEY", world.api_key)
+        yield world
 
 
 def run(app, *arguments: object):
@@ -62,7 +51,7 @@ def test_a_csv_with_gaps_is_asked_row_by_row(world: World, tmp_path: Path):
 def test_text_for_people_names_the_charge_and_the_receipt(world: World, tmp_path: Path):
     file = tmp_path / "row.json"
     file.write_text('{"age": 63, "sex": "male", "angina": true}')
-    done = run(infer_app, "heart-1", "--input", file, *DECLARED)
+    done = run(infer_app, "heart-1", "--input", file)
     assert "charged 0.010000000 credits" in done.stdout
 
 
@@ -96,7 +85,7 @@ def test_a_cohort_question_waits_for_the_hospitals(world: World, tmp_path: Path)
 
     thread = threading.Thread(target=hospitals)
     thread.start()
-    done = run(cohort_app, "heart", "--query", file, "--version", "1", "--json")
+    done = run(cohort_app, "heart", "--query", file, "--json")
     thread.join()
     assert (done.exit_code, orjson.loads(done.stdout)["count"]) == (0, 120)
     priced = run(cohort_app, "heart", "--query", file, "--version", "1", "--estimate")

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from coop import ledger
 from coop.db import Database
-from coop.dividend import differences
+from coop.dividend_audit import differences
 from coop.documents.dividend import DividendWindow
 from coop.economy import Economy
 from coop.journal.store import Journal

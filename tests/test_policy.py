@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from consent.policy import DEPTH_MAX, PolicyError, Preset, check, parse, preset, preset_of, summary
 from consent.purposes import CORONARY, DS, GRU, HMB, MODIFIERS, NRES, PERMISSIONS, POA, closure
 from coop.canonical import jcs, parse_object
-from coop.documents.consent import Policy, Provision
+from coop.documents.provision import Policy, Provision
 
 ARGUMENTS = {Preset.DISEASE_ONLY: {"disease": CORONARY}, Preset.THIS_STUDY: {"study_id": "heart"}}
 

@@ -3,8 +3,11 @@
 Every refusal names its code; every crash is a process that stopped between two of the seven steps.
 """
 
+import contextlib
 import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from coop_world import HOSPITAL, now, world
 from coop_world import digest as digest_of
 
 from consent.policy import preset
+from coop import members, studies
 from coop.canonical import sha256
 from coop.client import Client
 from coop.documents.envelope import WrongDocumentError, issue, open_document
@@ -33,6 +37,8 @@ from federated.mandate import (
 )
 from federated.mirror import LeaseExpiredError, Mirror
 from federated.models import WrongWeightsError, to_safetensors
+from federated.orders import make_order
+from federated.pace import BEAT_S, even_pace
 from federated.round import ChangedInputError, WithdrawnError, answer_round
 
 
@@ -169,6 +175,31 @@ def test_an_empty_cohort_answers_with_pure_noise(coop, run, monkeypatch):
     assert members_of(run, given.receipt) == {}
     assert np.abs(given.update["weight"]).min() > 0
     assert spent(run)["training"] > 0
+
+
+def test_the_noise_is_that_of_the_approved_plan(coop, run, monkeypatch):
+    monkeypatch.setattr("federated.budget.LIFETIME_CAP_NANO", 0)  # nobody: what is left is noise
+    noise = np.concatenate([answered(run, run.input(k)).update["weight"] for k in (1, 2, 3, 4)])
+    order = run.order["credentialSubject"]
+    planned = order["training_sigma_micro"] * order["clip_micro"] / 1e12
+    assert len(noise) > 60
+    assert 0.65 * planned < noise.std() < 1.35 * planned
+
+
+def test_an_answer_and_a_refusal_leave_only_at_whole_beats(run, monkeypatch):
+    for asked in (run.input(), run.input(99)):
+        started = time.monotonic()
+        with contextlib.suppress(CoopError):
+            answered(run, asked)
+        assert time.monotonic() - started >= BEAT_S
+    slept: list[float] = []
+    for taken in (0.0, BEAT_S * 0.2, BEAT_S * 2.5):
+        clock = SimpleNamespace(monotonic=iter([7.0, 7.0 + taken]).__next__, sleep=slept.append)
+        with monkeypatch.context() as patch, contextlib.suppress(ZeroDivisionError):
+            patch.setattr("federated.pace.time", clock)
+            with even_pace():
+                _ = 1 // 0
+    assert [round(pause / BEAT_S, 6) for pause in slept] == [1.0, 0.8, 0.5]
 
 
 def test_a_row_the_study_cannot_read_is_left_out_without_a_word(coop, run):
@@ -572,3 +603,40 @@ def test_a_whole_run_spends_exactly_its_plan_and_not_one_round_more(coop):
     # A second order of the same study has no budget left: retraining is a new version.
     run.order = coop.order(run.study, run.document, run.approval, not_after=now() + 60)
     refused(run, run.input(1), BudgetExhaustedError)
+
+
+def test_the_hubs_own_orders_are_obeyed(coop, run):
+    with coop.database.reading() as connection:
+        row = studies.get(connection, run.study.study_id)
+        approvals = studies.approvals_of(connection, row.digest)
+        dids = members.site_dids(connection)
+    order = make_order(row, approvals, dids, now=now())
+    run.order = issue(order, coop.folder.hub_key, now())
+    answered(run, run.input())
+    answered(run, run.input(5, "evaluate"))
+
+
+def test_a_hospital_on_postgresql_keeps_the_same_promises(tmp_path, postgres_url):
+    import psycopg
+
+    with psycopg.connect(f"{postgres_url}/postgres", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE hospital")
+    with world(tmp_path, f"{postgres_url}/hospital") as coop:
+        run, asked = coop.ready("on-postgresql"), None
+        asked = run.input()
+        first = answered(run, asked)
+        paid = spent(run)
+        assert same(first, answered(run, asked))
+        assert spent(run) == paid
+        answered(run, run.input(5, "evaluate"))
+        leaving = next(p for p in coop.patients if p.pid in members_of(run, first.receipt))
+        mirror = Between(coop.mirror, nothing, lambda: coop.say("revoke", [leaving]))
+        with pytest.raises(WithdrawnError):
+            answer_round(coop.site, mirror, run.input(2))
+        assert sorted(states(run)) == ["discarded", "stored", "stored"]
+        threads = [threading.Thread(target=answered, args=(run, run.input(3))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(states(run)) == 4

@@ -10,8 +10,9 @@ import pytest
 from chromium import browser
 
 from coop.canonical import encode, jcs
-from coop.documents.consent import Consent, Policy, Provision
+from coop.documents.consent import Consent
 from coop.documents.envelope import unsigned
+from coop.documents.provision import Policy, Provision
 from coop.enrolment import check_mac, new_code, parse_code
 from coop.errors import CoopError
 from coop.keys import SigningKey, did_of, proof_options, to_sign

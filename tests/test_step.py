@@ -41,7 +41,7 @@ def test_a_step_moves_against_the_mean_of_the_public_population():
 
 @given(st.permutations(["budapest", "cleveland", "longbeach", "zurich"]))
 def test_the_order_of_arrival_changes_no_bit(order: list[str]):
-    # Floating-point addition is not associative: (1e30 + 100) - 1e30 = 0, (1e30 - 1e30) + 100 = 100.
+    # Floating-point sums depend on order: (1e30 + 100) - 1e30 = 0, (1e30 - 1e30) + 100 = 100.
     numbers = {"budapest": 1e30, "cleveland": 100, "longbeach": -1e30, "zurich": 50}
     updates = {name: vector(number, -number) for name, number in numbers.items()}
     shuffled = {name: updates[name] for name in order}

@@ -54,8 +54,9 @@ def infer(
         path = f"/v2/models/{model}"
         body = _body(file, client.get(path)["inputs"])
         if study is None or purpose is None:
-            passport = _passport(client, model)
-            study, purpose = study or passport["study_id"], purpose or passport["purpose"]
+            # Declared for the caller from the public card; the gateway checks them anyway.
+            card = client.get(f"/v1/models/{model}")
+            study, purpose = study or card["study_id"], purpose or card["purpose"]
         headers = {"Coop-Study": study, "Coop-Purpose": purpose}
         if key is not None:
             headers["Idempotency-Key"] = key
@@ -90,7 +91,7 @@ def cohort(
         body = {
             "kind": "cohort",
             "study_id": study,
-            "version": version or client.get(f"/v1/studies/{study}")["version"],
+            "version": version or _newest(client, study),
             "query": _json(file),
         }
         if estimate:
@@ -126,11 +127,9 @@ def _client() -> Client:
     return Client(settings.hub_url, settings.ca_file, token=settings.api_key.get_secret_value())
 
 
-def _passport(client: Client, model: str) -> dict[str, Any]:
-    """The model's study and purpose, declared for the caller; the gateway checks them anyway."""
-    card = client.get(f"/v1/models/{model}")
-    passport: dict[str, Any] = card["passport"]["credentialSubject"]
-    return passport
+def _newest(client: Client, study: str) -> int:
+    document = client.get(f"/v1/studies/{study}")["document"]
+    return int(document["credentialSubject"]["version"])
 
 
 def _body(file: Path, tensors: list[dict[str, Any]]) -> dict[str, Any]:

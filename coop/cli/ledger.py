@@ -31,7 +31,7 @@ _NOT_CHECKED: Final = "signatures: NOT CHECKED"
 @app.command()
 def check(state: _State = None, as_json: _Json = False) -> None:
     """Check every invariant over every row of the ledger."""
-    answer = _check_local(state) if state else _client().get("/v1/ledger/check")
+    answer = _check_local(state) if state else _asked("/v1/ledger/check")
     nouns = ("transfers", "journals", "accounts", "holds", "pools", "windows")
     lines = [
         ", ".join(f"{answer[noun]} {noun}" for noun in nouns),
@@ -50,7 +50,7 @@ def statement(
     """Print an account's balance and its newest transfers."""
     from coop.money import NanoCredits, to_text
 
-    answer = _client().get(f"/v1/ledger/accounts/{account}")
+    answer = _asked(f"/v1/ledger/accounts/{account}")
     rows = [
         f"{line['journal_id']:8} {to_text(NanoCredits(line['amount_nano'])):>24} "
         f"{line['kind']:10} {line['other']}"
@@ -82,8 +82,14 @@ def export(
             text = EXPORTS[Format(form)](connection, full=full)
         database.close()
     else:
-        text = _client().get_text(f"/v1/ledger/export/{form}")
+        with _client() as client:
+            text = client.get_text(f"/v1/ledger/export/{form}")
     show({"format": form, "text": text}, as_json, text.rstrip("\n"))
+
+
+@dividends_app.callback()
+def _dividends() -> None:
+    """Recompute every dividend."""
 
 
 @dividends_app.command()
@@ -101,12 +107,12 @@ def verify(
     """Recompute every dividend from its published inputs; exit 1 on any difference."""
     from coop.documents.dividend import Dividends
 
-    client = _client()
     trusted = None if arithmetic_only else _trusted(trust)
     results: dict[str, dict[str, Any]] = {}
-    for model_id in [model] if model else client.get("/v1/dividends")["models"]:
-        published = Dividends.model_validate(client.get(f"/v1/dividends/{model_id}"))
-        results[model_id] = _verified(client, published, trusted)
+    with _client() as client:
+        for model_id in [model] if model else client.get("/v1/dividends")["models"]:
+            published = Dividends.model_validate(client.get(f"/v1/dividends/{model_id}"))
+            results[model_id] = _verified(client, published, trusted)
     unchecked = trusted is None and not arithmetic_only
     same = not any(result["differences"] for result in results.values())
     lines = [_sentence(model_id, result) for model_id, result in results.items()]
@@ -121,7 +127,7 @@ def verify(
 
 
 def _verified(client: "Client", published: "Dividends", trust: "Trust | None") -> dict[str, Any]:
-    from coop.dividend import differences
+    from coop.dividend_audit import differences
 
     windows = [_window(client, each.document, each.digest, trust) for each in published.windows]
     return {
@@ -186,6 +192,12 @@ def _trusted(path: Path | None) -> "Trust | None":
 
     found = path or Settings().trust_file
     return Trust.load(found) if found else None
+
+
+def _asked(path: str) -> dict[str, Any]:
+    with _client() as client:
+        answer: dict[str, Any] = client.get(path)
+    return answer
 
 
 def _client() -> "Client":

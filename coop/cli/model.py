@@ -31,7 +31,8 @@ _Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 @app.command("list")
 def list_models(as_json: _Json = False) -> None:
     """List every released model."""
-    answer = _client().get("/v1/models")
+    with _client() as client:
+        answer = client.get("/v1/models")
     lines = [
         f"{model['model_id']:40} {model['state']:9} {model['title']}" for model in answer["models"]
     ]
@@ -41,7 +42,8 @@ def list_models(as_json: _Json = False) -> None:
 @app.command()
 def card(model_id: _Id, as_json: _Json = False) -> None:
     """Show what a model is for, how well it does, and what it cost in privacy."""
-    answer = _client().get(f"/v1/models/{model_id}")
+    with _client() as client:
+        answer = client.get(f"/v1/models/{model_id}")
     show(answer, as_json, _card_text(answer))
 
 
@@ -77,10 +79,10 @@ def export(
     from coop.canonical import jcs
     from coop.errors import ConflictError
 
-    bundle, files = _fetch(model_id)
     folder = out or Path(model_id)
     if folder.exists():
         raise ConflictError(f"{folder}: exists; name another folder with --out")
+    bundle, files = _fetch(model_id)
     folder.mkdir(parents=True)
     for name, body in files.items():
         (folder / name).write_bytes(body)
@@ -167,10 +169,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _fetch(model_id: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    client = _client()
     path = f"/v1/models/{model_id}"
-    files = {name: client.get_bytes(f"{path}/artefacts/{name}") for name in _ARTEFACTS}
-    return client.get(f"{path}/bundle"), files
+    with _client() as client:
+        files = {name: client.get_bytes(f"{path}/artefacts/{name}") for name in _ARTEFACTS}
+        return client.get(f"{path}/bundle"), files
 
 
 def _trusted(path: Path | None) -> "Trust":

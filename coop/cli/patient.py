@@ -17,7 +17,7 @@ from coop.errors import CoopError, Kind
 
 if TYPE_CHECKING:
     from coop.client import Client
-    from coop.documents.consent import Policy
+    from coop.documents.provision import Policy
     from coop.journal.trust import Trust
     from coop.keys import SigningKey
 

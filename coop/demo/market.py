@@ -111,7 +111,7 @@ def withdrawal(house: House, facts: dict[str, Any]) -> None:
     pid = facts["consent"]["ada"]["pid"]
     with house.signed_in("ada") as ada:
         receipt = ada.post(f"/v1/consents/{pid}/revoke")
-        statement = ada.get("/v1/me/uses", pid=pid)["statement"]
+        statement = ada.get("/v1/me/uses", pid=pid)
     uses = statement["credentialSubject"]["uses"]
     house.narrator.say(
         f"acknowledged; effective everywhere by {_clock(receipt['effective_by'])} UTC; "
@@ -126,7 +126,7 @@ def withdrawal(house: House, facts: dict[str, Any]) -> None:
     approve_everywhere(house, fields)
     done = train(house, fields["study_id"], _NEXT_VERSION)
     with house.signed_in("ada") as ada:
-        after = ada.get("/v1/me/uses", pid=pid)["statement"]
+        after = ada.get("/v1/me/uses", pid=pid)
     later = [use for use in after["credentialSubject"]["uses"] if use["version"] == _NEXT_VERSION]
     if later:
         raise UnavailableError("Ada's record was used after she withdrew")

@@ -5,32 +5,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from coop.documents.envelope import Subject
+from coop.documents.provision import Policy
 from coop.documents.study import Name, Part, Sha256
 
 Pid = Field(pattern=r"^[a-z2-7]{26}$")
-TIME_MAX = 2**53 - 1
-"""The open end of a period."""
-
-
-class Provision(Part):
-    """A rule with exceptions. An empty list means "any"; periods are half-open [start, end)."""
-
-    type: Literal["permit", "deny"]
-    start: int = Field(default=0, ge=0)
-    end: int = Field(default=TIME_MAX, ge=0, le=TIME_MAX)
-    actions: list[str] = Field(default_factory=list, max_length=64)
-    purposes: list[str] = Field(default_factory=list, max_length=64)
-    classes: list[str] = Field(default_factory=list, max_length=64)
-    actors: list[str] = Field(default_factory=list, max_length=64)
-    """Study ids, organisation names, or the word `commercial`."""
-    children: list["Provision"] = Field(default_factory=list, max_length=64)
-
-
-class Policy(Part):
-    """What the patient signs: the provision tree and her own limits."""
-
-    provision: Provision
-    epsilon_cap_micro: int | None = Field(default=None, ge=0)
 
 
 class Notice(Part):

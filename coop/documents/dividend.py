@@ -69,7 +69,7 @@ class PostedWindow(Part):
 
 
 class Dividends(Part):
-    """Everything published about one model's dividends; `coop.dividend.differences` checks it."""
+    """Everything published about one model's dividends; `coop.dividend_audit` checks it."""
 
     model_id: str
     revenue_nano: int

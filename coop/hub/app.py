@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Final
 
@@ -24,6 +25,7 @@ from coop.economy import Economy
 from coop.hub import (
     catalogue_api,
     chain_api,
+    failures,
     health_api,
     ledger_api,
     log_api,
@@ -35,7 +37,7 @@ from coop.hub import (
 )
 from coop.hub.folder import HubFolder
 from coop.hub.limits import Limits
-from coop.hub.release import Releases
+from coop.hub.release import Releases, stop_earning
 from coop.journal.store import Journal
 from coop.logs import logger
 from coop.oidc import Oidc
@@ -61,12 +63,12 @@ def create_app(settings: Settings) -> FastAPI:
     oidc = Oidc(settings.oidc_issuer, settings.oidc_client_id) if settings.oidc_issuer else None
     doors = Doors(database, now=_now, oidc=oidc)
     journal = Journal(database, folder.log_key, folder.origin, _now)
-    registry = Registry(database, journal, hub_key, _now)
     economy = Economy(database, journal, hub_key, _now)
+    registry = Registry(database, journal, hub_key, _now, on_revoked=partial(stop_earning, economy))
     gateway = Gateway(database, journal, hub_key, now=_now)
     rounds = Rounds(database, journal, hub_key, now=_now)
     models = Catalogue(journal, hub_key, _now)
-    releases = Releases(database, journal, rounds, models, economy, now=_now)
+    releases = Releases(database, journal, rounds, models, economy)
     link = SuperLink(settings.state / "superlink")
     trainer = Trainer(rounds, link, on_finished=releases.release)
     front = Front(link.address, link.ca_file)
@@ -98,6 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
+    failures.install(app)
     for router in (
         health_api.routes(doors, journal, metrics, ready=lambda: _ready(link)),
         sign_in_api.routes(doors),

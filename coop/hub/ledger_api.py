@@ -16,7 +16,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
 from coop import ledger, members
-from coop.accounts import AccountKind
+from coop.accounts import AccountKind, kind_of
 from coop.canonical import Json
 from coop.documents.dividend import Dividends
 from coop.doors import Caller, CallerDep, Doors, Principal, WrongPrincipalError
@@ -159,7 +159,7 @@ def _ledger_routes(router: APIRouter, doors: Doors, economy: Economy) -> None:
     ) -> StatementAnswer:
         """An account's statement: `mine`, or one that is public."""
         code = _own_code(caller) if code == "mine" else code
-        if ledger.kind_of(code) in _PRIVATE and code not in _own_codes(caller):
+        if kind_of(code) in _PRIVATE and code not in _own_codes(caller):
             raise NotFoundError("account: none of this name is yours")
         with doors.database.reading() as connection:
             have = ledger.balance(connection, code)
@@ -292,7 +292,7 @@ def _collected(lines: list[Line]) -> list[Collected]:
 def _line(line: Line, *, own: bool) -> LineAnswer:
     other, meta = line.other, line.meta
     if not own:
-        kind = ledger.kind_of(other)
+        kind = kind_of(other)
         other, meta = (str(kind) if kind in _PRIVATE else other), _public(meta)
     return LineAnswer(
         journal_id=line.journal_id,

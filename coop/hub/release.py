@@ -5,14 +5,14 @@ there and changes nothing the second time.
 """
 
 import math
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import sqlalchemy as sa
 
-from consent.decide import Request
+from consent.decide import Request, State
 from consent.snapshot import permitted_at
+from consent.store import enrolled, standings
 from coop import catalogue
 from coop.catalogue import Catalogue, Cost
 from coop.db import Database
@@ -20,6 +20,7 @@ from coop.documents.study import MICRO, Study
 from coop.documents.training import GroupMetric
 from coop.economy import Economy
 from coop.journal.store import Journal, signed_document
+from coop.pools import lock_pools_of
 from federated import metrics
 from federated.accounting import plan
 from federated.rounds import Rounds
@@ -37,7 +38,6 @@ class Releases:
         rounds: Finished runs.
         models: The catalogue.
         economy: The pools.
-        now: UTC seconds.
     """
 
     def __init__(
@@ -47,15 +47,12 @@ class Releases:
         rounds: Rounds,
         models: Catalogue,
         economy: Economy,
-        *,
-        now: Callable[[], int],
     ) -> None:
         self._database = database
         self._journal = journal
         self._rounds = rounds
         self._models = models
         self._economy = economy
-        self._now = now
 
     def release(self, order_sha256: str) -> None:
         """Build the model of this order, sign its passport, open its pools; once."""
@@ -67,6 +64,11 @@ class Releases:
             permitted = self._permitted(connection, result)
             weights = {entry.site: 0 for entry in result.order.subject.roster}
             weights |= {site: len(pids) for site, pids in permitted.items() if site in weights}
+            rosters = {site: permitted.get(site, []) for site in weights}
+            # Pools before the passport: every writer takes pools, then accounts, then the log.
+            self._economy.open_pools(connection, model_id, rosters, weights)
+            everybody = [pid for pids in rosters.values() for pid in pids]
+            stop_earning(self._economy, connection, _withdrawn(connection, everybody))
             self._models.release(
                 connection,
                 order=result.order,
@@ -77,20 +79,34 @@ class Releases:
                 hospital_weights=weights,
                 cost=_cost(result),
             )
-            rosters = {site: permitted.get(site, []) for site in weights}
-            self._economy.open_pools(connection, model_id, rosters, weights)
 
     def _permitted(self, connection: sa.Connection, result: RunResult) -> dict[str, list[str]]:
         """Registry knowledge at the first round's place in the log: membership does not leak."""
         first = connection.execute(
-            sa.select(signed_document.c.log_index)
+            sa.select(signed_document.c.log_index, signed_document.c.at)
             .join(round_request, round_request.c.digest == signed_document.c.digest)
             .where(round_request.c.order_sha256 == result.order.digest)
             .order_by(round_request.c.round)
             .limit(1)
-        ).scalar_one()
-        request = request_of(result.study, _PURPOSE, self._now())
-        return permitted_at(connection, self._journal, request, int(first))
+        ).one()
+        request = request_of(result.study, _PURPOSE, first.at)
+        return permitted_at(connection, self._journal, request, first.log_index)
+
+
+def _withdrawn(connection: sa.Connection, pids: list[str]) -> list[str]:
+    """Who permitted the study at its first round and has withdrawn since: she earns no more."""
+    # Held until the commit: a withdrawal at this very moment waits, and then finds her pools.
+    enrolled(connection, pids, lock=True)
+    now = standings(connection, pids)
+    return [pid for pid in pids if pid in now and now[pid].state is State.REVOKED]
+
+
+def stop_earning(economy: Economy, connection: sa.Connection, pids: list[str]) -> None:
+    """These withdrew: what they earned stays theirs, later windows pay others."""
+    # All their pools at once and in order, so that two batches cannot wait for each other.
+    lock_pools_of(connection, pids)
+    for pid in pids:
+        economy.withdraw(connection, pid)
 
 
 def request_of(study: Study, action: str, at: int) -> Request:

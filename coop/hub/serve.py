@@ -16,6 +16,12 @@ _KEEP_ALIVE_S: Final = 75  # longer than clients keep a connection, so that they
 _GRACE_S: Final = 3  # a long poll is told to come again
 
 
+class NotStartedError(UnavailableError):
+    """A part of the hub did not start; its log says why."""
+
+    code = "hub.not-started"
+
+
 class PortTakenError(UnavailableError):
     """Somebody else listens on the hub's port."""
 
@@ -32,6 +38,7 @@ def serve(settings: Settings, app: FastAPI, *, ready: Callable[[int], None]) -> 
 
     Raises:
         PortTakenError: The port is in use.
+        NotStartedError: A part did not start.
     """
     folder = HubFolder.open(settings.state)
     tls = folder.path / "tls"
@@ -48,7 +55,10 @@ def serve(settings: Settings, app: FastAPI, *, ready: Callable[[int], None]) -> 
     )
     listening = _listen(settings)
     with listening:
-        _Server(config, lambda: ready(listening.getsockname()[1])).run([listening])
+        server = _Server(config, lambda: ready(listening.getsockname()[1]))
+        server.run([listening])
+    if not server.started:
+        raise NotStartedError("the hub did not start; its log on standard error says why")
 
 
 class _Server(uvicorn.Server):

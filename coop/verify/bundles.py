@@ -142,8 +142,10 @@ def open_as(
         case Speaker.ANYONE:
             allowed = {opened.issuer}
     if opened.issuer not in allowed:
+        missing = speaker is Speaker.PATIENT and enrolment is None
+        hint = "; the file holds no enrolment of that key" if missing else ""
         raise VerificationError(
-            f"{kind.kind}: signed by {opened.issuer}; only {speaker.value} may sign it"
+            f"{kind.kind}: signed by {opened.issuer}; only {speaker.value} may sign it{hint}"
         )
     return opened
 
@@ -222,7 +224,8 @@ def verify_log(export: Mapping[str, Json], trust: Trust) -> Report:
     work.step(f"checkpoint: {trust.origin} at {checkpoint.size}, signed by the log")
     # (2)
     cosigners = checked_cosigners(text, trust)
-    work.step(f"cosigned by {len(cosigners)} (needs {trust.k}): {', '.join(sorted(cosigners))}")
+    names = ", ".join(sorted(cosigners)) or "nobody yet"
+    work.step(f"cosigned by {len(cosigners)} (needs {trust.k}): {names}")
     # (3)
     leaves = [from_b64u(str(leaf)) for leaf in list_of(export["entries"], "entries")]
     kinds = Counter(kind_of_leaf(leaf) for leaf in leaves)

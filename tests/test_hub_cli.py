@@ -1,0 +1,386 @@
+"""`coop hub`, `coop study` and `coop patient` as people type them, against a real running hub."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from doors_world import STUDY_FILE, now, persona, provider
+
+from coop import members
+from coop.backup import BackupError, BackupTargetError, backup_folder, restore_folder
+from coop.client import Client
+from coop.db import Database
+from coop.documents.consent import Enrolment, Use, UseStatement
+from coop.documents.envelope import issue
+from coop.enrolment import new_code
+from coop.hub.folder import HubFolder, HubFolderError, LegalMode
+from coop.journal.trust import Trust
+from coop.keys import SigningKey
+from coop.settings import Settings
+
+COOP = Path(sys.executable).parent / "coop"
+PID = "b" * 26
+
+
+@dataclass
+class Town:
+    """A running hub, its folder, and the environment in which commands find it."""
+
+    folder: Path
+    state: Path
+    url: str
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+    site: SigningKey
+    code: str = ""
+    code_id: str = ""
+
+    def coop(self, *arguments: object, **more: str | None) -> tuple[int, Any, str]:
+        """Exit code, the JSON document, standard error."""
+        done = subprocess.run(
+            [COOP, *map(str, arguments), "--json"],
+            env=environment({**self.environment, **more}),
+            capture_output=True,
+            cwd=self.folder,
+            timeout=90,
+            check=False,
+        )
+        said = orjson.loads(done.stdout) if done.stdout.strip() else None
+        return done.returncode, said, done.stderr.decode()
+
+    def good(self, *arguments: object, **more: str | None) -> Any:
+        code, said, errors = self.coop(*arguments, **more)
+        assert code == 0, errors
+        return said
+
+    def client(self, **who: Any) -> Client:
+        return Client(self.url, self.state / "tls" / "ca.crt", **who)
+
+
+def environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    """This process's environment with `changes`; None takes a variable away."""
+    inherited = dict(os.environ)  # noqa: TID251  (children need PATH)
+    return {name: value for name, value in {**inherited, **changes}.items() if value is not None}
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(settings: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    errors = (folder / "hub.log").open("ab")
+    process = subprocess.Popen(
+        [COOP, "hub", "run", "--json"],
+        env=environment(settings),
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        cwd=folder,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        ready = orjson.loads(process.stdout.readline() or b"{}")
+        assert ready.get("pid") == process.pid, (folder / "hub.log").read_text()
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            process.stdout.close()
+            errors.close()
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    folder = tmp_path_factory.mktemp("town")
+    state, port = folder / "hub", free_port()
+    with provider() as idp:
+        settings = {
+            "COOP_STATE": str(state),
+            "COOP_PORT": str(port),
+            "COOP_HUB_URL": f"https://127.0.0.1:{port}",
+            "COOP_CA_FILE": str(state / "tls" / "ca.crt"),
+            "COOP_OIDC_ISSUER": idp.issuer,
+        }
+        made = subprocess.run(
+            [COOP, "hub", "init", "--legal-mode", "ehds", "--origin", "town/log", "--json"],
+            env=environment(settings),
+            capture_output=True,
+            check=True,
+        )
+        assert orjson.loads(made.stdout)["legal_mode"] == "ehds"
+        with running(settings, folder) as process:
+            site = SigningKey.generate()
+            here = Town(folder, state, settings["COOP_HUB_URL"], settings, process, site)
+            _join(here)
+            token = idp.id_token(persona("rosa", "researcher"), now=now())
+            with here.client() as client:
+                session = client.post("/v1/token", {"subject_token": token})["access_token"]
+            with here.client(token=session) as client:
+                key = client.post("/v1/api-keys", {"label": "cli"})["key"]
+            settings["COOP_API_KEY"] = key
+            yield here
+
+
+def _join(here: Town) -> None:
+    database = Database(f"sqlite:///{here.state / 'coop.sqlite'}")
+    with database.unit_of_work() as connection:
+        token = members.create_invite(connection, "cleveland", now=now())
+        trust_path = here.folder / "trust.json"
+    with here.client() as client:
+        request = members.join_request(token, "cleveland", here.site, _ssh_key())
+        answer = client.post("/v1/members/join", request)
+    Trust.of(answer["trust"]).save(trust_path)
+    database.close()
+    here.environment["COOP_TRUST_FILE"] = str(trust_path)
+    here.code_id, _, here.code = new_code("cleveland")
+
+
+def _ssh_key() -> str:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    public = ec.generate_private_key(ec.SECP384R1()).public_key()
+    form = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return public.public_bytes(*form).decode()
+
+
+@contextmanager
+def hospital(town: Town) -> Iterator[None]:
+    """A node's part: enrols whoever redeems, and answers what used her record."""
+    stop = threading.Event()
+
+    def work() -> None:
+        with town.client(key=town.site) as client:
+            while not stop.is_set():
+                for one in client.get("/v1/sites/cleveland/enrolments")["redemptions"]:
+                    subject = Enrolment(
+                        site="cleveland",
+                        pid=PID,
+                        key=one["did"],
+                        method="desk",
+                        custody="self",
+                        code_id=one["code_id"],
+                    )
+                    documents = [issue(subject, town.site, now())]
+                    client.post("/v1/sites/cleveland/enrolments", {"documents": documents})
+                job = client.post("/v1/sites/cleveland/jobs:claim", {"wait": 0})
+                if job is not None:
+                    statement = issue(_statement(), town.site, now())
+                    path = f"/v1/sites/cleveland/jobs/{job['id']}/attempts/{job['attempt']}/result"
+                    client.put(path, {"document": statement})
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+def _statement() -> UseStatement:
+    use = Use(
+        what="training round",
+        study_id="heart",
+        version=1,
+        document_sha256="0" * 64,
+        salt="0" * 64,
+        at=now(),
+        round=3,
+    )
+    return UseStatement(site="cleveland", pid=PID, uses=[use])
+
+
+@pytest.mark.flow
+def test_a_patient_enrols_decides_withdraws_and_sees_it_all_verified(town: Town):
+    key = ("--key", town.folder / "ada.key")
+    code, _, errors = town.coop("patient", "withdraw", *key)
+    assert (code, "key file" in errors) == (1, True)
+    with hospital(town):
+        made = town.good("patient", "new", "--code", town.code, *key)
+        assert (made["state"], made["pid"]) == ("enrolled", PID)
+        assert (town.folder / "ada.key").stat().st_mode & 0o077 == 0
+        again = town.good("patient", "new", "--code", town.code, *key)
+        assert again["did"] == made["did"]
+        nothing = town.good("patient", "withdraw", *key)
+        assert nothing["event"] is None
+
+        granted = town.good("patient", "consent", "--preset", "all-research", *key)
+        assert (granted["event"], granted["verified"]) == ("grant", True)
+        amended = town.good(
+            "patient", "consent", "--preset", "train-only", "--epsilon-cap", "0.5", *key
+        )
+        assert amended["event"] == "amend"
+        withdrawn = town.good("patient", "withdraw", *key)
+        assert withdrawn["event"] == "revoke"
+        assert withdrawn["effective_by"] <= now() + 60
+
+        out = town.folder / "receipts"
+        seen = town.good("patient", "receipts", "--out", out, *key)["events"]
+        assert [event["event"] for event in seen] == ["grant", "amend", "revoke"]
+        assert all(event["verified"] for event in seen)
+        checked = town.good("verify", "consent", seen[2]["file"])
+        assert checked["ok"]
+
+        said = town.good("patient", "statement", *key)
+        assert said["verified"]
+        assert said["statement"]["credentialSubject"]["uses"][0]["round"] == 3
+
+
+@pytest.mark.flow
+def test_without_a_trust_file_nothing_is_called_verified_and_with_a_wrong_one_nothing_passes(
+    town: Town,
+):
+    other = town.folder / "other.key"
+    town.code_id, _, town.code = new_code("cleveland")
+    with hospital(town):
+        # The hospital's stand-in gives every key the same record: a new key replaces the old one.
+        town.good("patient", "new", "--code", town.code, "--key", other)
+    key = ("--key", other)
+    blind = town.coop("patient", "consent", "--preset", "refuse", *key, COOP_TRUST_FILE=None)
+    unverified = blind[1] if blind[0] == 0 else None
+    assert unverified is not None, blind[2]
+    assert not unverified["verified"]
+    stranger = SigningKey.generate().did
+    wrong = Trust(hub=stranger, log=stranger, origin="town/log", sites={}, k=0)
+    wrong.save(town.folder / "wrong.json")
+    code, said, errors = town.coop(
+        "patient", "receipts", *key, "--trust", town.folder / "wrong.json"
+    )
+    assert (code, said) == (1, None)
+    assert "journal.bad-note" in errors
+
+
+@pytest.mark.flow
+def test_a_researcher_proposes_lists_shows_and_cancels(town: Town):
+    key = ("--key", town.folder / "researcher.key")
+    code, _, errors = town.coop("study", "propose", STUDY_FILE, *key)
+    assert (code, "key file" in errors) == (1, True)
+    made = town.good("study", "propose", STUDY_FILE, *key, "--new-key")
+    assert made["state"] == "proposed"
+    study_id = made["study_id"]
+    assert town.good("study", "list")["studies"][0]["digest"] == made["digest"]
+    assert town.good("study", "show", study_id)["document"] == made["document"]
+    code, _, errors = town.coop("study", "train", study_id)
+    assert code == 1
+    assert "training.below-quorum" in errors
+    code, _, errors = town.coop("study", "cancel", study_id, COOP_API_KEY=None)
+    assert (code, "COOP_API_KEY" in errors) == (1, True)
+    assert town.good("study", "cancel", study_id)["state"] == "cancelled"
+    assert town.coop("study", "show", "absent")[0] == 1
+    assert town.coop("study", "propose", town.folder / "absent.yaml")[0] == 2
+
+
+@pytest.mark.flow
+def test_a_backup_of_the_running_hub_restores_to_the_same_log_elsewhere(town: Town):
+    before = town.good("hub", "status")
+    assert before["answers"] == "yes" or "superlink" in before["answers"].lower()
+    assert (before["legal_mode"], list(before["sites"])) == ("ehds", ["cleveland"])
+    target = town.folder / "backup"
+    assert town.good("hub", "backup", target)["database_included"]
+    assert town.coop("hub", "backup", target)[0] == 1
+    fresh = {"COOP_STATE": str(town.folder / "restored")}
+    restored = town.good("hub", "restore", target, **fresh)
+    assert restored["log_entries"] == before["log_size"]
+    after = town.good("hub", "status", **fresh)
+    assert {n: after[n] for n in ("trust", "log_size", "studies")} == {
+        n: before[n] for n in ("trust", "log_size", "studies")
+    }
+    assert town.coop("hub", "restore", target, **fresh)[0] == 1
+
+
+@pytest.mark.flow
+def test_the_hub_answers_over_tls_only_to_who_pins_its_authority(town: Town):
+    with pytest.raises(httpx.ConnectError), httpx.Client(trust_env=False) as stranger:
+        stranger.get(f"{town.url}/healthz")
+    with town.client() as client:
+        assert client.get("/healthz") == {"status": "ok"}
+        shut = client._http.post("/v1/fleet/control/run")
+        assert shut.status_code == 404
+
+
+@pytest.mark.flow
+def test_a_second_hub_on_the_port_says_so_and_ends(town: Town):
+    code, said, errors = town.coop("hub", "run")
+    assert (code, said) == (1, None)
+    assert "hub.port-taken" in errors
+
+
+def test_wrong_usage_exits_2_and_a_refusal_1(tmp_path: Path):
+    def run(*arguments: str) -> int:
+        absent = environment({"COOP_STATE": str(tmp_path / "absent")})
+        done = subprocess.run(
+            [COOP, "hub", *arguments], env=absent, capture_output=True, check=False
+        )
+        return done.returncode
+
+    assert run("init") == 2
+    assert run("init", "--legal-mode", "none") == 2
+    assert run("fly") == 2
+    assert run("status") == 1
+
+
+def test_an_init_never_touches_a_hub_or_the_rest_of_one(tmp_path: Path):
+    settings = Settings(state=tmp_path / "hub")
+    made = HubFolder.init(settings, legal_mode=LegalMode.HIPAA, origin="a/log", now=now())
+    assert HubFolder.open(settings.state).hub_key.did == made.hub_key.did
+    (settings.state / "hub.json").unlink()
+    with pytest.raises(HubFolderError):
+        HubFolder.init(settings, legal_mode=LegalMode.HIPAA, origin="a/log", now=now())
+
+
+def test_a_backup_with_a_changed_missing_or_added_file_restores_nothing(tmp_path: Path):
+    state = tmp_path / "state"
+    (state / "tls").mkdir(parents=True)
+    (state / "hub.key").write_text("seed")
+    (state / "tls" / "ca.crt").write_text("certificate")
+    with sqlite3.connect(state / "coop.sqlite") as connection:
+        connection.execute("CREATE TABLE t (n INTEGER)")
+        connection.execute("INSERT INTO t VALUES (7)")
+    connection.close()
+    report = backup_folder(state, tmp_path / "b")
+    assert report["files"] == 3
+    with pytest.raises(BackupTargetError):
+        backup_folder(state, tmp_path / "b")
+
+    def damaged(act: Any) -> None:
+        copy = tmp_path / f"c{time.monotonic_ns()}"
+        backup_folder(state, copy)
+        act(copy)
+        with pytest.raises(BackupError):
+            restore_folder(copy, tmp_path / "r")
+        assert not (tmp_path / "r").exists()
+
+    damaged(lambda copy: (copy / "hub.key").write_text("other"))
+    damaged(lambda copy: (copy / "hub.key").unlink())
+    damaged(lambda copy: (copy / "added").write_text("x"))
+    damaged(lambda copy: (copy / "backup.json").unlink())
+    restore_folder(tmp_path / "b", tmp_path / "r")
+    with sqlite3.connect(tmp_path / "r" / "coop.sqlite") as connection:
+        assert connection.execute("SELECT n FROM t").fetchone() == (7,)
+    connection.close()
+    with pytest.raises(BackupTargetError):
+        restore_folder(tmp_path / "b", tmp_path / "r")

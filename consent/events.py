@@ -170,7 +170,6 @@ class Events:
         before: Mapping[str, Standing],
         keys: Mapping[str, Enrolled],
     ) -> None:
-        now = self._now()
         revoked = sorted({o.subject.pid for o, _ in fresh if o.subject.event == "revoke"})
         # Before the log: every writer locks its own rows first and the log's head last.
         if revoked and self._on_revoked is not None:
@@ -178,6 +177,8 @@ class Events:
         places = self._journal.record_many(
             connection, "consent", [opened.document for opened, _ in fresh]
         )
+        # Read under the log's lock: only the commit separates this second from the acknowledgement.
+        now = self._now()
         receipts = self._journal.record_many(
             connection,
             ConsentReceipt.kind,

@@ -51,6 +51,7 @@ class Database:
         self.engine = sa.create_engine(
             self.url,
             pool_pre_ping=not sqlite,
+            hide_parameters=True,  # an error's text must not carry a row into a log
             connect_args={"timeout": _BUSY_MS / 1000} if sqlite else {},
         )
         if sqlite:

@@ -12,7 +12,8 @@ import structlog
 
 ALLOWED: Final = frozenset(
     {
-        "event", "level", "timestamp", "code", "site", "study", "version", "order", "round", "phase",
+        "event", "level", "timestamp", "code", "site", "study", "version", "order", "round",
+        "phase",
         "port", "path", "method", "status", "attempt", "job", "seconds", "process",
         "error_type", "size", "reason", "model", "dropped_attributes",
     }

@@ -12,7 +12,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from coop.canonical import Json, jcs, parse_object
+from coop.canonical import INTEGER_MAX, Json, jcs, parse_object
 from coop.db import insert_ignore, metadata
 from coop.documents.envelope import open_document
 from coop.documents.study import Approval, Study
@@ -237,6 +237,8 @@ def get(connection: sa.Connection, study_id: str, version: int | None = None) ->
     """
     if version is None:
         row = _newest(connection, study_id)
+    elif version > INTEGER_MAX:
+        row = None  # no signed document can hold it, nor can the column
     else:
         chosen = (study_table.c.id == study_id) & (study_table.c.version == version)
         found = connection.execute(sa.select(study_table).where(chosen)).one_or_none()

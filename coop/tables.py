@@ -9,6 +9,7 @@ from coop.db import metadata
 
 OWNERS: Final = (
     "coop.journal.store",
+    "coop.credentials",
     "coop.members",
     "coop.studies",
     "coop.catalogue",
@@ -23,14 +24,16 @@ OWNERS: Final = (
     "inference_gateway.jobs",
     "inference_gateway.store",
 )
-"""The modules that own tables. One chain serves the hub and every hospital; unused tables stay empty."""
+"""The modules that own tables. One chain serves the hub and every hospital; the rest stay empty."""
+
+
+def load() -> sa.MetaData:
+    """The metadata with every owner's tables and triggers in it."""
+    for name in OWNERS:
+        import_module(name)
+    return metadata
 
 
 def create(connection: sa.Connection) -> None:
     """Create every table and trigger that is not there yet."""
-    import contextlib
-
-    for name in OWNERS:
-        with contextlib.suppress(ModuleNotFoundError):
-            import_module(name)
-    metadata.create_all(connection)
+    load().create_all(connection)

@@ -333,10 +333,11 @@ def run_supernode(sleep: Callable[[float], None], *, heartbeat_s: int) -> None:
 
 
 def pull_whole(pull: Callable[..., int | None], **arguments: Any) -> int | None:  # noqa: ANN401
-    """Flower's step that fetches one message, without the task it leaves behind when that fails.
+    """Flower's step that fetches one message, without what it leaves behind when that fails.
 
-    If the run ends between the message's head and its objects (the hub restarted), Flower keeps a
-    task whose objects never come: an executor that claims it waits for hours.
+    If the run ends in the middle (the hub restarted), Flower keeps a task whose objects may never
+    come: an executor that claims it waits for hours. Or it keeps the reply of an executor that was
+    quicker, and sends every later reply one message late.
     """
     receive, state = arguments["receive"], arguments["state"]
     came: list[object] = []
@@ -351,6 +352,10 @@ def pull_whole(pull: Callable[..., int | None], **arguments: Any) -> int | None:
             state.finish_task(
                 task.task_id, sub_status=SubStatus.FAILED, details="the run has ended"
             )
+        for reply in state.get_messages_legacy(is_reply=True):
+            ids = [reply.metadata.message_id, reply.metadata.reply_to_message_id]
+            state.delete_messages(message_ids=ids)
+            state.object_store.delete(reply.metadata.message_id)
     return run_id
 
 

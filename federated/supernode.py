@@ -24,6 +24,7 @@ REPLY_POLL_S: Final = 0.05  # looks into memory only
 BUSY_POLL_S: Final = 0.25  # one signed request to the hub each
 IDLE_POLL_S: Final = 1.0
 _BUSY_FOR_S: Final = 20.0  # after the last message; a round of a running study follows sooner
+_IDLE_FOR_S: Final = 900.0  # then Flower's own 3 s will do: a new study may wait that long
 HEARTBEAT_S: Final = 10  # Flower's least; a silent node counts as gone after twice this
 _PARENT_CHECK_S: Final = 1.0
 
@@ -122,7 +123,7 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._last_message = 0.0
+        self._last_message = time.monotonic() - _BUSY_FOR_S
 
     def sleep(self, seconds: float) -> None:
         """Stand in for `time.sleep` in Flower's loop."""
@@ -130,8 +131,14 @@ class Pace:
             self._last_message = time.monotonic()
             time.sleep(min(seconds, REPLY_POLL_S))
             return
-        busy = time.monotonic() - self._last_message < _BUSY_FOR_S
-        time.sleep(min(seconds, BUSY_POLL_S if busy else IDLE_POLL_S))
+        time.sleep(min(seconds, self.idle_s(time.monotonic() - self._last_message)))
+
+    @staticmethod
+    def idle_s(quiet_s: float) -> float:
+        """How long to sleep when the last message came `quiet_s` seconds ago."""
+        if quiet_s < _BUSY_FOR_S:
+            return BUSY_POLL_S
+        return IDLE_POLL_S if quiet_s < _IDLE_FOR_S else FLOWER_IDLE_S
 
 
 def _watch(parent: int) -> None:

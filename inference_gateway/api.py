@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
@@ -11,9 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from coop.canonical import Json
 from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.errors import InvalidInputError, NotFoundError
+from inference_gateway import jobs
 from inference_gateway.answer import PointRequest
 from inference_gateway.cohort import CohortAsk
 from inference_gateway.gateway import Gateway
+from inference_gateway.query import MODEL_ID
 from inference_gateway.scope import Asker
 from inference_gateway.uses import WAIT_S
 
@@ -54,6 +56,11 @@ StudyHeader = Annotated[str | None, Header(alias="Coop-Study", max_length=64)]
 PurposeHeader = Annotated[str | None, Header(alias="Coop-Purpose", max_length=64)]
 KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", max_length=128)]
 Wait = Annotated[int, Query(ge=0, le=25)]
+# What reaches the database is bounded here: PostgreSQL refuses NUL, SQLite integers above 2^63.
+ModelId = Annotated[str, Path(pattern=MODEL_ID)]
+JobId = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
+SiteName = Annotated[str, Path(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+Attempt = Annotated[int, Path(ge=1, le=jobs.ATTEMPTS_MAX)]
 
 
 class MissingKeyError(InvalidInputError):
@@ -108,12 +115,12 @@ def _protocol(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
         return {"ready": True}
 
     @doors.route(router, "GET", "/v2/models/{model_id}", Principal.PUBLIC, tags=["inference"])
-    def metadata(model_id: str) -> dict[str, Any]:
+    def metadata(model_id: ModelId) -> dict[str, Any]:
         """What to send and what comes back."""
         return gateway.metadata(model_id)
 
     @doors.route(router, "GET", "/v2/models/{model_id}/ready", Principal.PUBLIC, tags=["inference"])
-    def model_ready(model_id: str) -> dict[str, Any]:
+    def model_ready(model_id: ModelId) -> dict[str, Any]:
         """Whether the model answers now."""
         gateway.check_ready(model_id)
         return {"name": model_id, "ready": True}
@@ -127,7 +134,7 @@ def _protocol(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
         openapi_extra=_INFER_BODY,
     )
     async def infer(
-        model_id: str,
+        model_id: ModelId,
         request: Request,
         caller: CallerDep,
         study: StudyHeader = None,
@@ -186,7 +193,7 @@ def _questions(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
 
     @doors.route(router, "GET", "/v1/jobs/{job_id}", Principal.RESEARCHER, tags=["cohort"])
     async def view(
-        job_id: str, request: Request, caller: CallerDep, wait: Wait = 0
+        job_id: JobId, request: Request, caller: CallerDep, wait: Wait = 0
     ) -> dict[str, Any]:
         """Where my question stands; with `wait`, after it has ended or so many seconds."""
         account = caller.account
@@ -201,7 +208,7 @@ def _questions(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
         return found
 
     @doors.route(router, "GET", "/v1/jobs/{job_id}/result", Principal.RESEARCHER, tags=["cohort"])
-    def result(job_id: str, caller: CallerDep) -> dict[str, Any]:
+    def result(job_id: JobId, caller: CallerDep) -> dict[str, Any]:
         """The combined answer with the hospitals' signed ones."""
         return gateway.cohorts.result(caller.account, job_id)
 
@@ -215,7 +222,9 @@ def _site_channel(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
         tags=["hospitals"],
         responses={204: {"description": "Nothing to do."}},
     )
-    async def claim(site: str, request: Request, body: ClaimBody, caller: CallerDep) -> Response:
+    async def claim(
+        site: SiteName, request: Request, body: ClaimBody, caller: CallerDep
+    ) -> Response:
         """My hospital's oldest job, waiting up to 25 s for one; 204 if there is none."""
         _own(site, caller)
         taken = await doors.bell.poll(lambda: gateway.claim(site), body.wait, request=request)
@@ -238,7 +247,7 @@ def _site_channel(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
         tags=["hospitals"],
     )
     def put_result(
-        site: str, job_id: str, attempt: int, body: ResultBody, caller: CallerDep
+        site: SiteName, job_id: JobId, attempt: Attempt, body: ResultBody, caller: CallerDep
     ) -> dict[str, bool]:
         """My hospital's signed answer to a job, or its refusal by code."""
         _own(site, caller)
@@ -251,7 +260,7 @@ def _site_channel(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
 def _uses(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
     @doors.route(router, "GET", "/v1/me/uses", Principal.PATIENT, tags=["patients"])
     async def uses(
-        pid: Annotated[str, Query(max_length=64)], request: Request, caller: CallerDep
+        pid: Annotated[str, Query(pattern=r"^[a-z2-7]{26}$")], request: Request, caller: CallerDep
     ) -> dict[str, Json]:
         """What used my record: my hospital's signed statement, relayed and not kept."""
         job_id = await run_in_threadpool(gateway.uses.start, caller, pid)
@@ -274,7 +283,9 @@ def _account(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
         return {"usage": gateway.usage(caller.account)}
 
     @doors.route(router, "GET", "/v1/budgets", Principal.RESEARCHER, tags=["account"])
-    def budgets(study: Annotated[str, Query(max_length=64)], caller: CallerDep) -> dict[str, Any]:
+    def budgets(
+        study: Annotated[str, Query(pattern=r"^[a-z][a-z0-9_-]{0,63}$")], caller: CallerDep
+    ) -> dict[str, Any]:
         """What my study's cohort questions have cost in privacy, by hospital."""
         return {"budgets": gateway.budgets(_asker(caller, None, None), study)}
 
@@ -289,7 +300,7 @@ def _checked(key: str) -> str:
     return key
 
 
-def _own(site: str, caller: Caller) -> None:
+def _own(site: SiteName, caller: Caller) -> None:
     # Absent and somebody else's look alike.
     if site != caller.subject:
         raise NotFoundError("site: not found")

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from coop import ledger, members, studies
 from coop.canonical import Json, jcs, parse_object, sha256
 from coop.db import Database, insert_ignore
 from coop.documents.envelope import issue
 from coop.documents.serving import CohortAnswer, CohortJob, CohortQuery
-from coop.documents.study import Study
+from coop.documents.study import Name, Study
 from coop.errors import ConflictError, NotFoundError, UnavailableError
 from coop.keys import SigningKey
 from coop.ledger import Leg
@@ -35,6 +35,7 @@ _OPEN_STATES: Final = (
     studies.StudyState.TRAINING,
     studies.StudyState.RELEASED,
 )
+VERSION_MAX: Final = 1_000_000  # fits every database's integers
 _LISTED_MAX: Final = 200
 
 
@@ -44,8 +45,8 @@ class CohortAsk(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     kind: Literal["cohort"]
-    study_id: str
-    version: int
+    study_id: str = Name
+    version: int = Field(ge=1, le=VERSION_MAX)
     query: CohortQuery
 
 

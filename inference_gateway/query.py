@@ -3,6 +3,7 @@
 Core: pure, no I/O.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -13,6 +14,7 @@ from coop.documents.study import MICRO, CohortGrammar, Study
 from coop.errors import CoopError, InvalidInputError, Kind
 from inference_gateway.pricing import RISK_RELEASES
 
+MODEL_ID: Final = r"^[a-z][a-z0-9_-]{0,99}$"
 _USE: Final = "infer-aggregate"
 
 
@@ -80,6 +82,8 @@ def check(query: CohortQuery, study: Study) -> None:
             raise QueryNotAllowedError(f"{where}: 'is' takes a text, the others a number")
     if (query.model_id is None) != (query.release == "count"):
         raise QueryNotAllowedError("query.model_id: belongs to count-and-mean-risk, and only there")
+    if query.model_id is not None and not re.fullmatch(MODEL_ID, query.model_id):
+        raise QueryNotAllowedError("query.model_id: is no model's id")
     if query.model_id is not None and query.rho_nano < RISK_RELEASES:
         raise QueryNotAllowedError("query.rho_nano: too small for two numbers")
     if query.rho_nano > study.budget.cohort_rho_nano:

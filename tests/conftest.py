@@ -75,7 +75,7 @@ def postgres_url() -> Iterator[str]:
             "-l",
             folder / "log",
             "-o",
-            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off",
+            f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off -k {folder}",
             "start",
         ],
         check=True,

@@ -136,10 +136,10 @@ class World:
 
 
 @contextmanager
-def world(folder: Path) -> Iterator[World]:
+def world(folder: Path, database_url: str = "") -> Iterator[World]:
     """A hub without its SuperLink, with two hospitals, a patient with a consent, a study."""
     with provider() as idp:
-        settings = Settings(state=folder / "hub", oidc_issuer=idp.issuer)
+        settings = Settings(state=folder / "hub", oidc_issuer=idp.issuer, database_url=database_url)
         made = HubFolder.init(
             settings, legal_mode=LegalMode.STRICTEST, origin="test.example/log", now=now()
         )

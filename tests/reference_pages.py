@@ -6,6 +6,7 @@ one of them differs from what the code says today.
 
 import importlib
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import typer.main
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs/reference"
 PACKAGES = ["coop", "consent", "federated", "inference_gateway"]
-NOTE = "<!-- Written by tests/reference_pages.py from the code; edit the code, then `make fix`. -->\n\n"
+NOTE = "<!-- Written by tests/reference_pages.py; edit the code, then `make fix`. -->\n\n"
 
 
 def first_line(text: str | None) -> str:
@@ -40,14 +41,15 @@ def commands() -> str:
         lines.append(f"\n## `{path}`\n\n{first_line(command.help)}\n")
         rows = []
         for parameter in command.params:
-            if parameter.name == "help":
+            if parameter.name == "help" or not (record := parameter.get_help_record(context)):
                 continue
             names = (
-                f"`{parameter.human_readable_name}`"
+                [parameter.human_readable_name]
                 if isinstance(parameter, click.Argument)
-                else ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
+                else [*parameter.opts, *parameter.secondary_opts]
             )
-            rows.append(f"| {names} | {first_line(getattr(parameter, 'help', '') or '')} |")
+            meaning = re.sub(r"\s*\\?\[(default|required).*", "", first_line(record[1]))
+            rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {meaning} |")
         if rows:
             lines.append("| argument | meaning |\n|---|---|")
             lines.extend(rows)
@@ -110,16 +112,21 @@ def errors() -> str:
 def routes() -> str:
     import tempfile
 
-    from app_for_tests import hub_app
-    from fastapi.routing import APIRoute
+    from fastapi.routing import APIRoute, iter_route_contexts
+
+    from coop.hub.app import create_app
+    from coop.hub.folder import HubFolder, LegalMode
+    from coop.settings import Settings
 
     with tempfile.TemporaryDirectory() as folder:
-        app = hub_app(Path(folder))
+        settings = Settings(state=Path(folder) / "hub", port=0)
+        HubFolder.init(settings, legal_mode=LegalMode.STRICTEST, origin="docs.test/log", now=0)
+        app = create_app(settings)
         found = sorted(
-            (route.path, method, route)
-            for route in app.routes
-            if isinstance(route, APIRoute)
-            for method in route.methods
+            (context.path, method, context.original_route)
+            for context in iter_route_contexts(app.routes)
+            if isinstance(context.original_route, APIRoute)
+            for method in context.original_route.methods
         )
     lines = [
         "# Routes of the hub\n",

@@ -215,3 +215,24 @@ def test_a_message_that_never_came_whole_leaves_no_task_behind(supernode):
     assert node.state.get_tasks(task_ids=[task.task_id])[0].status.status == "finished"
     reply = run_one(supernode, echo, {fab_hash()})
     assert not reply.has_error()
+
+
+def test_a_reply_to_a_run_that_ended_does_not_delay_the_next_one(supernode):
+    """Flower would send it as the next message's reply, and every later reply one too late."""
+    node = supernode.node
+    node.deliver({"x": b"1"}, fab_bytes())
+
+    def quick(**arguments: Any) -> None:
+        arguments["receive"]()
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=executor.serve, args=(supernode.address, SECRET, echo, {fab_hash()}, stop)
+        )
+        thread.start()
+        while node.state.get_tasks()[0].status.status != "finished":
+            time.sleep(0.02)
+        stop.set()
+        thread.join(10)
+
+    assert pull_whole(quick, state=node.state, receive=lambda: ("head", "tree")) is None
+    assert node.reply() is None

@@ -99,3 +99,9 @@ def test_a_node_key_in_ssh_form_becomes_what_flower_registers(tmp_path):
         flower.ssh_key_to_pem(
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIHm2xbBjV2X1bFVm8CFJYxuvqQXjVQ0u4rlHTjpsfjV"
         )
+
+
+def test_a_node_asks_often_while_rounds_come_and_seldom_in_quiet_hours():
+    from federated.supernode import Pace
+
+    assert [Pace.idle_s(quiet) for quiet in (0, 19, 21, 899, 901)] == [0.25, 0.25, 1, 1, 3]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from serving import served
-from training_world import TrainingWorld, sqlite_world
+from training_world import TrainingWorld, sqlite_world, study_of
 
 from coop.canonical import document_digest
 from federated import supernode
@@ -97,25 +97,36 @@ def state_of(world: TrainingWorld, order: str):
         return world.rounds.get(connection, order)
 
 
+def trainer_of(world: TrainingWorld, link: SuperLink, released: list[str]) -> Trainer:
+    made = Trainer(world.rounds, link, on_finished=released.append, round_s=40, online_s=8)
+    made.start()
+    return made
+
+
 @pytest.mark.flow
 @pytest.mark.timeout(120)
-def test_a_run_survives_a_killed_node_and_a_killed_superlink(federation: Federation):
+def test_a_run_survives_a_killed_node_a_killed_superlink_and_a_new_hub(federation: Federation):
     world, link = federation.world, federation.link
     federation.join("east", "west")
-    world.ready("east", "west")
+    world.join("north", "no key at all")  # must not stop the others
+    recipe = study_of().recipe.model_copy(update={"rounds": 4, "average_last": 4})
+    world.ready("east", "west", recipe=recipe)
     released: list[str] = []
-    trainer = Trainer(world.rounds, link, on_finished=released.append, round_s=40, online_s=8)
-    trainer.start()
+    trainer = trainer_of(world, link, released)
     try:
         wait_for(lambda: trainer._nodes)
+        assert set(trainer._nodes) == {"east", "west"}
         federation.start("east", pause_s=0.2)
         federation.start("west", pause_s=2.0)
-        order = world.rounds.create("heart")
-        digest = document_digest(order)
+        digest = document_digest(world.rounds.create("heart"))
         wait_for(lambda: state_of(world, digest).round >= 1)
         federation.kill("west")  # in the middle of round 2: it needs two seconds
         wait_for(lambda: state_of(world, digest).round >= 2)
         os.kill(link.pid(), signal.SIGKILL)
+        wait_for(lambda: state_of(world, digest).round >= 3)
+        trainer.stop()  # in the middle of round 4, as far as we know
+        link = SuperLink(link.folder, port=link.port)
+        trainer = trainer_of(world, link, released)
         wait_for(lambda: state_of(world, digest).state is RunState.FINISHED)
     finally:
         trainer.stop()
@@ -126,10 +137,10 @@ def test_a_run_survives_a_killed_node_and_a_killed_superlink(federation: Federat
     accepted = [
         [entry["site"] for entry in record["credentialSubject"]["accepted"]] for record in records
     ]
-    assert accepted == [["east", "west"], ["east"], ["east"]]
+    assert accepted == [["east", "west"], ["east"], ["east"], ["east"], ["east"]]
     refused = records[1]["credentialSubject"]["refused"]
     assert refused == [{"site": "west", "code": "round.site-offline"}]
-    # -(2/100), then -(1/100) more: the mean of both iterates is released.
-    assert result.weights["weight"].tolist() == pytest.approx([-0.025, -0.025])
+    # -2/100, then three times -1/100 more; the mean of all four iterates is released.
+    assert result.weights["weight"].tolist() == pytest.approx([-0.035, -0.035])
     assert result.histogram is not None
     assert result.histogram.sum() == 40

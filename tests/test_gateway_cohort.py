@@ -318,6 +318,8 @@ def test_no_credits_no_question(sqlite_database: Database):
         ({"where": [Predicate(field="sex", operator="is", number=1)]}, QueryNotAllowedError),
         ({"model_id": "heart-1"}, QueryNotAllowedError),
         ({"release": "count-and-mean-risk"}, QueryNotAllowedError),
+        (RISK.model_dump() | {"model_id": "\0", "where": WHERE}, QueryNotAllowedError),
+        (RISK.model_dump() | {"rho_nano": 1, "where": WHERE}, QueryNotAllowedError),
         ({"rho_nano": 20_000_001}, BeyondBudgetError),
     ],
 )
@@ -435,6 +437,21 @@ def test_the_whole_question_over_http(world: World):
         assert [line["id"] for line in client.get("/v1/jobs").json()["jobs"]] == [job[9:]]
         assert client.get("/v1/usage").json()["usage"][0]["answers"] == 1
         assert client.get("/v1/budgets", params={"study": "heart"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": 2**70}, {"version": 0}, {"study_id": "\0"}, {"study_id": "none"}, {"query": {}}],
+)
+def test_what_no_database_takes_is_refused_at_the_door(both: World, changes):
+    body = {"kind": "cohort", "study_id": "heart", "version": 1, "query": COUNT.model_dump()}
+    with both.client() as client:
+        reply = client.post("/v1/jobs:estimate", json=body | changes)
+        assert reply.status_code in {404, 422}
+        for path in ("/v1/jobs/%00", "/v2/models/%00", "/v1/jobs/%00/result"):
+            assert client.get(path).status_code == 422
+        for name, path in (("pid", "/v1/me/uses"), ("study", "/v1/budgets")):
+            assert client.get(path, params={name: "\0"}).status_code in {403, 422}
 
 
 class _Claimed:

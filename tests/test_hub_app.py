@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 from doors_world import PID, world
 
+from coop.db import Database
 from coop.economy import Economy
 from coop.errors import InvariantError
 from coop.hub.failures import OutOfRangeError, refusal_of
@@ -19,9 +20,11 @@ NOW = 1_800_000_000
 MODEL = "heart-v1-0123abcd"
 
 
-def test_who_withdraws_at_any_door_stops_earning_in_the_same_moment(tmp_path: Path):
-    with world(tmp_path) as hub:
-        database = hub.database()
+def test_who_withdraws_at_any_door_stops_earning_in_the_same_moment(
+    tmp_path: Path, database: Database
+):
+    """On both databases: the whole hub, from sign-in to withdrawal."""
+    with world(tmp_path, database.url) as hub:
         journal = Journal(database, hub.folder.log_key, hub.folder.origin, lambda: NOW)
         economy = Economy(database, journal, hub.folder.hub_key, lambda: NOW)
         with database.unit_of_work() as connection:
@@ -38,7 +41,11 @@ def test_who_withdraws_at_any_door_stops_earning_in_the_same_moment(tmp_path: Pa
         assert shares() == 0
         with database.reading() as connection:
             assert audit(connection, journal).kinds["consent"] == 3
-        database.close()
+        growth = hub.actors["budapest"].ok("GET", "/v1/sites/budapest/checkpoints?since=0")
+        size = hub.actors["public"].ok("GET", "/v1/log/size")["size"]
+        assert len(growth["entries"]) == size
+        standing = hub.actors["budapest"].ok("GET", f"/v1/sites/budapest/checkpoints?since={size}")
+        assert (standing["entries"], growth["checkpoint"]) == ([], standing["checkpoint"])
 
 
 def test_the_hub_remembers_its_name_and_its_law(tmp_path: Path):

@@ -15,6 +15,7 @@ from consent.decide import Request, State
 from consent.drafts import DRAFT_SECONDS, Choice
 from consent.events import NotEnrolledError
 from consent.policy import preset
+from consent.registry import Registry
 from consent.store import consent_draft, consent_event, consent_head, site_document
 from coop import credentials, members
 from coop.canonical import b64u, document_digest

@@ -127,7 +127,7 @@ def test_training_and_evaluation_use_disjoint_patients(coop, run):
     assert trained.keys() & tested.keys() == set()
     assert all(coop.site.is_evaluation(pid, 40) for pid in tested)
     assert given.update["histogram"].dtype == np.int64
-    assert given.update["histogram"].shape == (2, 2, 5)
+    assert given.update["histogram"].shape == (2, 2, run.study.evaluation.bins)
     assert spent(run)["evaluation"] > 0
 
 

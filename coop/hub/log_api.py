@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 import sqlalchemy as sa
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import PlainTextResponse, Response
+from starlette.concurrency import run_in_threadpool
 
 from coop.canonical import b64u
 from coop.doors import WAIT_MAX_S, Caller, CallerDep, Doors, Principal
@@ -135,12 +136,15 @@ def witness_routes(doors: Doors, journal: Journal) -> APIRouter:
                     return None
                 return _growth(connection, journal, since)
 
+        def stand() -> GrowthAnswer:
+            with doors.database.reading() as connection:
+                return _growth(connection, journal, since)
+
         grown = await doors.bell.poll(look, wait, request=request)
         if grown is not None:
             return grown
         # Nothing new: the checkpoint as it stands, perhaps with more cosignatures.
-        with doors.database.reading() as connection:
-            return _growth(connection, journal, since)
+        return await run_in_threadpool(stand)
 
     @doors.route(router, "POST", "/v1/sites/{site}/cosignatures", Principal.SITE)
     def cosign(site: Site, caller: CallerDep, body: NoteBody) -> SizeAnswer:

@@ -204,7 +204,10 @@ def serve_local(node: Node, port: int) -> None:
             await asyncio.sleep(0.02)
         if server.started:
             bound = server.servers[0].sockets[0].getsockname()[1]
-            (node.site.folder / "local.url").write_text(f"http://127.0.0.1:{bound}\n")
+            # Written beside and renamed: a reader finds the whole address or none.
+            beside = node.site.folder / "local.url.new"
+            beside.write_text(f"http://127.0.0.1:{bound}\n")
+            beside.replace(node.site.folder / "local.url")
         while not node.stop.is_set() and not task.done():  # noqa: ASYNC110  (a thread sets it)
             await asyncio.sleep(0.2)
         server.should_exit = True

@@ -65,7 +65,7 @@ def test_a_hub_is_made_by_the_wheel(installed: Path, tmp_path: Path):
             "init",
             "--legal-mode",
             "strictest",
-            "--folder",
+            "--state",
             "hub",
             "--json",
         )

@@ -181,7 +181,7 @@ class House:
             except (CoopError, OSError) as error:
                 if time.monotonic() > deadline:
                     raise UnavailableError(
-                        f"{what} did not start; see {self.folder}/logs"
+                        f"{what} did not start ({error}); see {self.folder}/logs"
                     ) from error
                 time.sleep(0.1)
             else:

@@ -2,7 +2,9 @@
 
 import time
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from coop.canonical import document_digest
@@ -113,11 +115,13 @@ def train(house: House, study_id: str, version: int) -> dict[str, Any]:
     if now["state"] != "finished":
         raise UnavailableError(f"training {now['state']}: {now.get('error')}")
     seconds = time.monotonic() - begun
+    between = [later - earlier for earlier, later in pairwise(at[1:])]
     messages = sum(len(record["credentialSubject"]["accepted"]) for record in now["records"])
     spent = cpu_seconds() - cpu
     house.narrator.say(
-        f"{order['rounds']} rounds and one evaluation in {seconds:.0f} s, {messages} answers "
-        f"accepted, {spent / max(messages, 1):.2f} CPU-s an answer over all processes"
+        f"{order['rounds']} rounds and one evaluation in {seconds:.0f} s "
+        f"(median {median(between):.1f} s a round), {messages} answers accepted, "
+        f"{spent / max(messages, 1):.2f} CPU-s an answer over all processes"
     )
     return {
         "order_sha256": digest,
@@ -125,6 +129,7 @@ def train(house: House, study_id: str, version: int) -> dict[str, Any]:
         "records": [document_digest(record) for record in now["records"]],
         "answers": messages,
         "seconds": round(seconds, 1),
+        "median_round_seconds": round(median(between), 2) if between else None,
         "cpu_seconds_per_answer": round(spent / max(messages, 1), 3),
         "first_model_after_seconds": round(house.narrator.elapsed(), 1),
     }

@@ -79,4 +79,9 @@ def main() -> NoReturn:
         print(str(error), file=sys.stderr)
     except BrokenPipeError:
         pass
+    except Exception as error:
+        # SQLAlchemy is half a second of start-up that most commands need not pay.
+        if type(error).__name__ != "OperationalError":
+            raise
+        print("db.unavailable: the database does not answer or is full", file=sys.stderr)
     sys.exit(1)

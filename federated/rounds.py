@@ -38,7 +38,7 @@ from federated.run_tables import (
     RunResult,
     RunRow,
     RunState,
-    histogram_of,
+    histograms_of,
     round_checkpoint,
     round_request,
     run_row,
@@ -339,14 +339,11 @@ class Rounds:
         size = len(columns(study.schema_))
         iterates = [models.from_safetensors(bytes(point.state), size) for point in trained]
         evaluated = next((bytes(point.state) for point in done if point.phase == EVALUATE), None)
-        last = self.journal.document(connection, done[-1].record_sha256)
-        record = RoundRecord.model_validate(last["credentialSubject"])
         return RunResult(
             order=self._order(connection, order_sha256),
             study=study,
             weights=average(iterates, study.recipe.average_last),
-            histogram=None if evaluated is None else histogram_of(evaluated),
-            evaluated_sites=len(record.accepted) if evaluated is not None else 0,
+            histograms={} if evaluated is None else histograms_of(evaluated),
             record_sha256s=[point.record_sha256 for point in done],
         )
 

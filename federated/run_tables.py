@@ -1,5 +1,6 @@
 """Tables and types of training runs; `federated.rounds` reads and writes them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -51,7 +52,7 @@ round_checkpoint = sa.Table(
     sa.Column("state", sa.LargeBinary, nullable=False),
     sa.Column("record_sha256", sa.String(64), nullable=False),
 )
-"""`state`: safetensors of the weights after the round, or of the summed evaluation histogram."""
+"""`state`: safetensors of the weights after the round, or of the evaluation histograms by site."""
 
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
@@ -130,22 +131,22 @@ class RunResult:
     study: Study
     weights: models.Weights
     """The released ones: the mean of the last iterates."""
-    histogram: NDArray[np.int64] | None
-    """Sum of the noised evaluation histograms [groups, 2, bins]; None without an evaluation."""
-    evaluated_sites: int
-    """How many hospitals' noise is in it."""
+    histograms: dict[str, NDArray[np.int64]]
+    """Each hospital's noised histogram [groups, 2, bins]; empty without an evaluation."""
     record_sha256s: list[str]
     """Digests of the round records in order, the evaluation's last."""
 
 
-def histogram_of(state: bytes) -> NDArray[np.int64]:
-    """The summed histogram of an evaluation's checkpoint (our own bytes)."""
-    return np.asarray(safetensors.numpy.load(state)[HISTOGRAM], dtype=np.int64)
+def histograms_of(state: bytes) -> dict[str, NDArray[np.int64]]:
+    """The hospitals' noised histograms in an evaluation's checkpoint (our own bytes)."""
+    loaded = safetensors.numpy.load(state)
+    return {site: np.asarray(loaded[site], dtype=np.int64) for site in sorted(loaded)}
 
 
-def histogram_bytes(total: NDArray[np.int64]) -> bytes:
-    """An evaluation's checkpoint; equal sums give equal bytes."""
-    return bytes(safetensors.numpy.save({HISTOGRAM: np.ascontiguousarray(total)}))
+def histograms_bytes(by_site: Mapping[str, NDArray[np.int64]]) -> bytes:
+    """An evaluation's checkpoint; equal histograms give equal bytes."""
+    kept = {site: np.ascontiguousarray(by_site[site]) for site in sorted(by_site)}
+    return bytes(safetensors.numpy.save(kept))
 
 
 def run_row(row: sa.Row[tuple[object, ...]]) -> RunRow:

@@ -29,7 +29,7 @@ from federated.run_tables import (
     RunNotOpenError,
     RunRow,
     RunState,
-    histogram_bytes,
+    histograms_bytes,
 )
 from federated.step import apply_round
 from federated.superlink import SuperLink, SuperLinkDownError
@@ -250,10 +250,9 @@ def aggregate(asked: NextRound, admitted: Mapping[str, Admitted]) -> tuple[bytes
         updates = {site: _weights(answer) for site, answer in admitted.items()}
         weights = apply_round(asked.weights, updates, asked.study.recipe)
         return models.to_safetensors(weights), models.weights_digest(weights)
-    total = np.zeros(asked.tensors()[HISTOGRAM][0], dtype=np.int64)
-    for site in sorted(admitted):
-        total += admitted[site].update[HISTOGRAM].astype(np.int64)
-    state = histogram_bytes(total)
+    state = histograms_bytes(
+        {site: answer.update[HISTOGRAM].astype(np.int64) for site, answer in admitted.items()}
+    )
     return state, sha256(state).hex()
 
 

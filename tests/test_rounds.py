@@ -13,7 +13,7 @@ from coop.errors import CoopError
 from coop.studies import StudyState
 from federated import models
 from federated.orders import make_order
-from federated.run_tables import RunState, histogram_bytes
+from federated.run_tables import RunState, histograms_bytes
 
 ZERO = "0" * 64
 
@@ -147,15 +147,16 @@ def test_a_run_goes_on_after_its_last_checkpoint(world: TrainingWorld):
     assert (asked.phase, asked.round) == ("evaluate", 3)
     assert asked.weights["weight"].tolist() == [2, 3]
     total = np.arange(40, dtype=np.int64).reshape(2, 2, 10)
-    commit(world, digest, histogram_bytes(total))
+    commit(world, digest, histograms_bytes({"zurich": total}))
     assert world.rounds.next_round(digest) is None
     world.rounds.release(digest)
     with world.database.reading() as connection:
         result = world.rounds.result(connection, digest)
         records = world.rounds.records(connection, digest)
     assert result.weights["weight"].tolist() == [2, 3]
-    assert result.histogram.tolist() == total.tolist()
-    assert result.evaluated_sites == 1
+    assert {site: own.tolist() for site, own in result.histograms.items()} == {
+        "zurich": total.tolist()
+    }
     assert result.record_sha256s == [document_digest(record) for record in records]
     world.rounds.finish(digest)
     with world.database.reading() as connection:
@@ -270,4 +271,4 @@ def test_a_study_without_evaluation_ends_after_its_rounds(world: TrainingWorld):
     assert world.rounds.next_round(digest) is None
     world.rounds.release(digest)
     with world.database.reading() as connection:
-        assert world.rounds.result(connection, digest).histogram is None
+        assert world.rounds.result(connection, digest).histograms == {}

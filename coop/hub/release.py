@@ -132,13 +132,19 @@ def _cost(result: RunResult) -> Cost:
 
 
 def _metrics(result: RunResult) -> list[GroupMetric]:
-    if result.histogram is None:
+    """Over all hospitals, by subgroup, and by hospital; the noise was drawn at the hospitals."""
+    by_site = result.histograms
+    if not by_site:
         return []
     sigma = plan(result.study.budget, result.study.recipe.rounds).evaluation_sigma_micro / MICRO
-    return metrics.measure(
-        result.histogram,
-        list(result.study.evaluation.groups),
-        noise_sd=sigma * float(np.sqrt(result.evaluated_sites)),
-        # Spreads the known noise for the error bars; seeded by the order so that anyone recomputes.
-        generator=np.random.default_rng(int(result.order.digest[:16], 16)),
-    )
+    groups = list(result.study.evaluation.groups)
+    # Spreads the known noise for the error bars; seeded by the order so that anyone recomputes.
+    generator = np.random.default_rng(int(result.order.digest[:16], 16))
+    total = np.sum([by_site[site] for site in sorted(by_site)], axis=0)
+    noise_sd = sigma * math.sqrt(len(by_site))
+    rows = metrics.measure(total, groups, noise_sd=noise_sd, generator=generator)
+    for site in sorted(by_site):
+        # Post-processing of what the hospital released: it costs no further privacy.
+        row = metrics.measure(by_site[site], groups, noise_sd=sigma, generator=generator)[0]
+        rows.append(row.model_copy(update={"group": f"hospital {site}"}))
+    return rows

@@ -163,6 +163,7 @@ def evaluation(house: House, facts: dict[str, Any]) -> None:
         )
     facts["evaluation"] = {
         "model_id": model["model_id"],
+        "passport": model["passport_sha256"],
         "metrics": rows,
         "references": references["references"],
         "simulated_auc": references["metrics"]["auc_pooled"],

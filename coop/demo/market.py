@@ -4,6 +4,7 @@ import secrets
 import time
 from typing import Any, Final
 
+from coop.canonical import document_digest
 from coop.demo.house import House
 from coop.demo.learning import approve_everywhere, propose, study_file, train
 from coop.documents.study import MICRO
@@ -136,7 +137,7 @@ def withdrawal(house: House, facts: dict[str, Any]) -> None:
     house.save("receipts/uses-after.json", after)
     facts["withdrawal"] = {
         "effective_by": receipt["effective_by"],
-        "receipt": receipt["receipt"]["document"]["id"],
+        "receipt": document_digest(receipt["receipt"]["document"]),
         "uses_before": len(uses),
         "uses_in_next_training": len(later),
         "training": done,

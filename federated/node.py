@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from coop.canonical import sha256
 from coop.client import Client, RemoteError
@@ -98,10 +98,12 @@ class Node:
 
     # --- life -----------------------------------------------------------------------------------
 
-    def run(self, port: int) -> None:
-        """Serve until SIGTERM or Ctrl-C. `port` is the loopback API's; 0 picks a free one."""
-        from federated.local_api import serve_local  # noqa: PLC0415  (fastapi, only to run)
+    def run(self, serve: Callable[[Self], None]) -> None:
+        """Run every part until SIGTERM or Ctrl-C.
 
+        Args:
+            serve: Serves the loopback API (`federated.local_api.serve_local`) until `stop` is set.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop.set())
         self._thread("witness", self._witness)
@@ -110,7 +112,7 @@ class Node:
         self._thread("supernode", self._supernode_once)
         self._thread("executor", self._executor)
         try:
-            serve_local(self, port)
+            serve(self)
         finally:
             self.stop.set()
             self._end_supernode()

@@ -109,7 +109,7 @@ class Rounds:
             RunNotOpenError: It has ended.
         """
         with self.database.unit_of_work() as connection:
-            row = self.get(connection, order_sha256)
+            row = self.get(connection, order_sha256, lock=True)
             if row.state not in (RunState.QUEUED, RunState.RUNNING):
                 raise RunNotOpenError(f"run: is {row.state}")
             self._end(connection, row, RunState.CANCELLED, "training.cancelled")
@@ -118,7 +118,7 @@ class Rounds:
     def fail(self, order_sha256: str, code: str) -> None:
         """End an open run with the code of what stopped it."""
         with self.database.unit_of_work() as connection:
-            row = self.get(connection, order_sha256)
+            row = self.get(connection, order_sha256, lock=True)
             if row.state in OPEN:
                 self._end(connection, row, RunState.FAILED, code)
 
@@ -162,7 +162,7 @@ class Rounds:
             RunNotOpenError: The run was cancelled or has ended.
         """
         with self.database.unit_of_work() as connection:
-            row = self.get(connection, order_sha256)
+            row = self.get(connection, order_sha256, lock=True)
             study_row = studies.by_digest(connection, row.study_sha256)
             if row.state not in (RunState.QUEUED, RunState.RUNNING):
                 raise RunNotOpenError(f"run: is {row.state}")
@@ -248,7 +248,7 @@ class Rounds:
         document = issue(record, self._key, self.now())
         opened = open_document(RoundRecord, document, issuers=[self._key.did])
         with self.database.unit_of_work() as connection:
-            row = self.get(connection, asked.order.digest)
+            row = self.get(connection, asked.order.digest, lock=True)
             if row.state is not RunState.RUNNING or row.round != asked.round - 1:
                 raise RunNotOpenError(f"run: is {row.state} at round {row.round}")
             connection.execute(
@@ -272,20 +272,21 @@ class Rounds:
     def release(self, order_sha256: str) -> None:
         """Every round is done: from here only the release remains."""
         with self.database.unit_of_work() as connection:
-            if (row := self.get(connection, order_sha256)).state is not RunState.RUNNING:
+            row = self.get(connection, order_sha256, lock=True)
+            if row.state is not RunState.RUNNING:
                 raise RunNotOpenError(f"run: is {row.state}")
             self._set(connection, order_sha256, state=RunState.RELEASING)
 
     # --- reading --------------------------------------------------------------------------------
 
-    def get(self, connection: sa.Connection, order_sha256: str) -> RunRow:
-        """The run of this order.
+    def get(self, connection: sa.Connection, order_sha256: str, *, lock: bool = False) -> RunRow:
+        """The run of this order; `lock` keeps its state as read until the commit.
 
         Raises:
             NotFoundError: There is none.
         """
         query = sa.select(training_run).where(training_run.c.order_sha256 == order_sha256)
-        row = connection.execute(query).one_or_none()
+        row = connection.execute(query.with_for_update() if lock else query).one_or_none()
         if row is None:
             raise NotFoundError("run: not found")
         return run_row(row)

@@ -199,6 +199,7 @@ def run(
 ) -> None:
     """Run this hospital's node until Ctrl-C. It only dials out; the API is for this house."""
     from coop import logs
+    from federated.local_api import serve_local
     from federated.node import Node, staff_token
 
     logs.configure()
@@ -207,7 +208,7 @@ def run(
     print(
         f"{site.name}: node starts; staff token in {site.folder / 'staff.token'}", file=sys.stderr
     )
-    Node(site).run(port)
+    Node(site).run(lambda node: serve_local(node, port))
 
 
 @app.command()

@@ -40,8 +40,8 @@ def audit(house: House, facts: dict[str, Any]) -> None:
     rounds = 0
     for done in (facts["training"], facts["withdrawal"]["training"]):
         with house.public() as client:
-            path = f"/v1/rounds/{done['order_sha256']}/chains"
-            chains = [client.get(f"{path}/{number + 1}") for number in range(len(done["records"]))]
+            base = f"/v1/rounds/{done['order_sha256']}/chains"
+            chains = [client.get(f"{base}/{number + 1}") for number in range(len(done["records"]))]
         for chain in chains:
             verify.verify_round(chain, trust)
         rounds += len(chains)

@@ -220,6 +220,7 @@ _FORM: Final = """
 def _page(body: str) -> str:
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Demo sign-in</title>"
+        "<link rel='icon' href='data:,'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'><style>"
         "body{font:18px/1.5 sans-serif;max-width:26rem;margin:3rem auto;padding:0 1rem}"
         "label,input,button{display:block;width:100%;font:inherit;margin:.4rem 0}"

@@ -10,23 +10,24 @@ from typing import Final
 import numpy as np
 import sqlalchemy as sa
 
-from consent.decide import Request, State
+from consent.decide import State
 from consent.snapshot import permitted_at
 from consent.store import enrolled, standings
 from coop import catalogue
 from coop.catalogue import Catalogue, Cost
 from coop.db import Database
-from coop.documents.study import MICRO, Study
+from coop.documents.study import MICRO
 from coop.documents.training import GroupMetric
 from coop.economy import Economy
 from coop.journal.store import Journal, signed_document
 from coop.pools import lock_pools_of
 from federated import metrics
 from federated.accounting import plan
+from federated.permits import consent_request
 from federated.rounds import Rounds
 from federated.run_tables import RunResult, round_request
 
-_PURPOSE: Final = "train-federated"
+_ACTION: Final = "train-federated"
 
 
 class Releases:
@@ -89,7 +90,7 @@ class Releases:
             .order_by(round_request.c.round)
             .limit(1)
         ).one()
-        request = request_of(result.study, _PURPOSE, first.at)
+        request = consent_request(result.study, _ACTION, first.at)
         return permitted_at(connection, self._journal, request, first.log_index)
 
 
@@ -107,20 +108,6 @@ def stop_earning(economy: Economy, connection: sa.Connection, pids: list[str]) -
     lock_pools_of(connection, pids)
     for pid in pids:
         economy.withdraw(connection, pid)
-
-
-def request_of(study: Study, action: str, at: int) -> Request:
-    """What `study` asks of a policy."""
-    return Request(
-        action=action,
-        purpose=study.purpose,
-        data_class=study.data_class,
-        study_id=study.study_id,
-        organisation=study.proposer,
-        commercial=study.commercial,
-        at=at,
-        disease=study.disease,
-    )
 
 
 def _cost(result: RunResult) -> Cost:

@@ -5,7 +5,7 @@ Exit 0: everything holds. Exit 1: it does not, or it could not be checked. Exit 
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import typer
 
@@ -102,6 +102,7 @@ def verify(
         Path | None,
         typer.Option("--trust", metavar="FILE", help="Keys to trust; default COOP_TRUST_FILE."),
     ] = None,
+    state: _State = None,
     as_json: _Json = False,
 ) -> None:
     """Recompute every dividend from its published inputs; exit 1 on any difference."""
@@ -109,10 +110,10 @@ def verify(
 
     trusted = None if arithmetic_only else _trusted(trust)
     results: dict[str, dict[str, Any]] = {}
-    with _client() as client:
-        for model_id in [model] if model else client.get("/v1/dividends")["models"]:
-            published = Dividends.model_validate(client.get(f"/v1/dividends/{model_id}"))
-            results[model_id] = _verified(client, published, trusted)
+    with _FolderSource(state) if state else _client() as source:
+        for model_id in [model] if model else source.get("/v1/dividends")["models"]:
+            published = Dividends.model_validate(source.get(f"/v1/dividends/{model_id}"))
+            results[model_id] = _verified(source, published, trusted)
     unchecked = trusted is None and not arithmetic_only
     same = not any(result["differences"] for result in results.values())
     lines = [_sentence(model_id, result) for model_id, result in results.items()]
@@ -126,7 +127,41 @@ def verify(
     raise typer.Exit(0 if ok else 1)
 
 
-def _verified(client: "Client", published: "Dividends", trust: "Trust | None") -> dict[str, Any]:
+class _FolderSource:
+    """What the hub publishes about dividends, read from its folder: for after it has stopped."""
+
+    def __init__(self, state: Path) -> None:
+        from coop.hub.folder import HubFolder
+        from coop.journal.store import Journal
+
+        self._database = _database(state)
+        hub = HubFolder.open(state)
+        self._journal = Journal(self._database, hub.log_key, hub.origin, lambda: 0)
+
+    def get(self, path: str) -> Any:  # noqa: ANN401  (JSON of the route)
+        """The answer of one of the three public routes."""
+        from coop import members
+        from coop.pools import models_with_pools, published
+
+        name = path.rpartition("/")[2]
+        with self._database.reading() as connection:
+            if path == "/v1/dividends":
+                return {"models": models_with_pools(connection)}
+            if path.startswith("/v1/receipts/"):
+                sites = members.site_dids(connection)
+                return self._journal.receipt(connection, name, sites=sites)
+            return published(connection, name).model_dump(mode="json")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+
+def _verified(
+    client: "Client | _FolderSource", published: "Dividends", trust: "Trust | None"
+) -> dict[str, Any]:
     from coop.dividend_audit import differences
 
     windows = [_window(client, each.document, each.digest, trust) for each in published.windows]
@@ -139,7 +174,7 @@ def _verified(client: "Client", published: "Dividends", trust: "Trust | None") -
 
 
 def _window(
-    client: "Client", document: dict[str, Any], digest: str, trust: "Trust | None"
+    client: "Client | _FolderSource", document: dict[str, Any], digest: str, trust: "Trust | None"
 ) -> "DividendWindow":
     """The window's subject; with trust: signed by the hub and in the log."""
     from coop.canonical import document_digest

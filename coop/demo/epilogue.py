@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from coop.demo.house import House
+from coop.demo.house import House, program, shown
 from coop.demo.learning import released
 from coop.demo.stage import free_port
 
@@ -47,6 +47,8 @@ def audit(house: House, facts: dict[str, Any]) -> None:
         rounds += len(chains)
         house.save(f"receipts/round-{done['rounds']}.json", chains[-1])
     model = released(house, facts["training"]["order_sha256"])
+    house.coop("model", "export", model["model_id"], "--out", str(house.folder / "model"))
+    house.coop("model", "verify", str(house.folder / "model"))
     with database.reading() as connection:
         check(connection)
     database.close()
@@ -62,6 +64,10 @@ def audit(house: House, facts: dict[str, Any]) -> None:
         "verified back to the study and every hospital's approval; the ledger balances"
     )
     house.check_file("log", "log.json")
+    trust_file = shown(house.trust_file)
+    house.narrator.check(
+        f"{program()} model verify {shown(house.folder / 'model')} --trust {trust_file}"
+    )
     house.check_file("round", "round-20.json")
 
 
@@ -97,7 +103,8 @@ def keep_serving(house: House) -> None:
     for site, codes in facts["codes_left"].items():
         say(f"  un-enrolled at {site}: {'  '.join(codes)}")
     for hospital in house.hospitals.values():
-        say(f"  console of {hospital.name}: coop portal --hospital --state {hospital.folder}")
+        console = f"{program()} portal --hospital --state {shown(hospital.folder)}"
+        say(f"  console of {hospital.name}: {console}")
     waiting = threading.Event()
     while not waiting.wait(1.0):
         house.stage.check()

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -144,12 +145,20 @@ class House:
 
     def check(self, command: str) -> None:
         """Print a command that checks the step, over the running hub."""
-        self.narrator.check(f". {self.folder}/env; coop {command}")
+        self.narrator.check(f". {shown(self.folder / 'env')}; {program()} {command}")
+
+    def check_books(self, command: str) -> None:
+        """Print a command that checks the hub's books, whether it still runs or not."""
+        options = f"--state {shown(self.folder / 'hub')}"
+        if command.startswith("dividends"):
+            options += f" --trust {shown(self.trust_file)}"
+        self.narrator.check(f"{program()} {command} {options}")
 
     def check_file(self, kind: str, name: str) -> None:
         """Print the offline check of a kept receipt."""
         path = self.folder / "receipts" / name
-        self.narrator.check(f"coop verify {kind} {path} --trust {self.trust_file}")
+        trust = shown(self.trust_file)
+        self.narrator.check(f"{program()} verify {kind} {shown(path)} --trust {trust}")
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -186,6 +195,16 @@ class House:
                 time.sleep(0.1)
             else:
                 return
+
+
+def program() -> str:
+    """Our command line as a person here would call it."""
+    return "coop" if shutil.which("coop") else str(shown(Path(_COOP[0])))
+
+
+def shown(path: Path) -> Path:
+    """`path` as a person here would type it: relative if it lies below the working folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def open_house(stage: Stage, narrator: Narrator) -> House:

@@ -45,9 +45,8 @@ def study(house: House, facts: dict[str, Any]) -> None:
         "digest": digest,
         "approvals": approve_everywhere(house, fields),
     }
-    house.narrator.check(
-        "coop study show heart-risk   (with COOP_HUB_URL and COOP_CA_FILE as in .coop/demo/env)"
-    )
+    house.save("receipts/study.json", house.receipt(digest))
+    house.check_file("receipt", "study.json")
 
 
 def study_file() -> Path:

@@ -98,8 +98,8 @@ def credits_act(house: House, facts: dict[str, Any]) -> None:
         "recomputed": recomputed["ok"],
         "ledger": checked,
     }
-    house.check("dividends verify")
-    house.check("ledger check")
+    house.check_books("dividends verify")
+    house.check_books("ledger check")
 
 
 # --- withdrawal -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import time
 from importlib.resources import files
 from typing import Any, Final
 
-from coop.demo.house import House
+from coop.demo.house import House, program, shown
 from coop.demo.people import Person, people
 from coop.documents.consent import Consent, Notice
 from coop.documents.envelope import issue
@@ -20,7 +20,7 @@ def hospitals(house: House) -> dict[str, Any]:
     with house.public() as client:
         members = client.get("/v1/members/sites")["sites"]
     house.narrator.say(f"{len(members)} hospitals, each a process with its own key and database")
-    house.narrator.check(f"curl --cacert {house.ca_file} {house.hub_url}/v1/members/sites")
+    house.narrator.check(f"{program()} hub status --state {shown(house.folder / 'hub')}")
     return {entry["name"]: {"did": entry["did"]} for entry in members}
 
 

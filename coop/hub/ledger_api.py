@@ -5,10 +5,11 @@ else. A patient sees no amount before she has stored a consent choice: credits a
 results, never for a yes.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from threading import Lock
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Path, Query
@@ -33,6 +34,7 @@ _PRIVATE: Final = frozenset({AccountKind.RESEARCHER, AccountKind.PATIENT, Accoun
 _LINES: Final = 200  # of a statement in one answer
 ModelId = Annotated[str, Path(pattern=r"^[a-z][a-z0-9_-]{0,99}$")]
 Code = Annotated[str, Path(max_length=200, description="An account's code, or `mine`.")]
+T = TypeVar("T")
 HasChoice = Callable[[sa.Connection, str], bool]
 """Whether a consent event of this pid is stored."""
 
@@ -151,7 +153,15 @@ def routes(doors: Doors, economy: Economy, has_choice: HasChoice) -> APIRouter:
 
 
 def _ledger_routes(router: APIRouter, doors: Doors, economy: Economy) -> None:
-    one_check = Lock()  # it reads every row: one at a time, the others wait
+    # Reading every row takes long: one at a time, and whoever waits holds no thread of the hub's.
+    reader = ThreadPoolExecutor(1, thread_name_prefix="books")
+
+    async def read(work: Callable[[sa.Connection], T]) -> T:
+        def look() -> T:
+            with doors.database.reading() as connection:
+                return work(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(reader, look)
 
     @doors.route(router, "GET", "/v1/ledger/accounts/{code}", Principal.PUBLIC)
     def account_statement(
@@ -173,10 +183,9 @@ def _ledger_routes(router: APIRouter, doors: Doors, economy: Economy) -> None:
         )
 
     @doors.route(router, "GET", "/v1/ledger/check", Principal.PUBLIC)
-    def checked() -> CheckAnswer:
+    async def checked() -> CheckAnswer:
         """Check every invariant over every row."""
-        with one_check, doors.database.reading() as connection:
-            found = asdict(check(connection))
+        found = asdict(await read(check))
         return CheckAnswer.model_validate({"ok": not found["findings"], **found})
 
     @doors.route(
@@ -186,11 +195,11 @@ def _ledger_routes(router: APIRouter, doors: Doors, economy: Economy) -> None:
         Principal.PUBLIC,
         response_class=PlainTextResponse,
     )
-    def exported(form: Format, caller: CallerDep) -> PlainTextResponse:
+    async def exported(form: Format, caller: CallerDep) -> PlainTextResponse:
         """The books for a foreign verifier; people are summed by kind except for coop staff."""
-        with one_check, doors.database.reading() as connection:
-            text = EXPORTS[form](connection, full=caller.is_coop_staff)
-        return PlainTextResponse(text)
+        return PlainTextResponse(
+            await read(lambda connection: EXPORTS[form](connection, full=caller.is_coop_staff))
+        )
 
     @doors.route(router, "POST", "/v1/ledger/issue", Principal.STAFF, status_code=201)
     def issue(body: IssueBody, caller: CallerDep) -> IssueAnswer:

@@ -19,9 +19,10 @@ def served(
     *,
     certificate: Path | None = None,
     close: Callable[[], Awaitable[None]] | None = None,
+    port: int | None = None,
 ) -> Iterator[int]:
     """The port of `app`; with TLS if a folder with `server.crt` and `server.key` is named."""
-    port = free_port()
+    port = port or free_port()
     tls = (
         {}
         if certificate is None

@@ -20,10 +20,12 @@ def _pages() -> list[st.Page]:
         ]
     pages = []
     if who.may("patient") or who.may("member"):
+        decide = st.Page(patient.decide, title=wording.DECIDE, url_path="decide")
+        st.session_state["decide_page"] = decide  # where joining leads
         pages += [
             st.Page(patient.consents, title=wording.MY_CONSENTS, default=True),
             st.Page(patient.join, title=wording.JOIN, url_path="join"),
-            st.Page(patient.decide, title=wording.DECIDE, url_path="decide"),
+            decide,
             st.Page(patient.uses, title=wording.WHO_USED, url_path="uses"),
             st.Page(patient.credits_page, title=wording.MY_CREDITS, url_path="credits"),
         ]

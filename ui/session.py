@@ -56,6 +56,8 @@ def hub() -> Client:
     token = who.token if who else None
     cached = st.session_state.get("hub_client")
     if cached is None or cached[0] != token:
+        if cached is not None:
+            cached[1].close()
         here = portal()
         cached = (token, Client(here.hub_url, here.ca_file, token=token))
         st.session_state["hub_client"] = cached

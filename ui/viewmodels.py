@@ -27,6 +27,8 @@ class ConsentCard:
     state: str
     choice: str
     detail: str
+    lines: list[tuple[str, str]]
+    """What the choice says, as label and value."""
     may_stop: bool
 
 
@@ -112,8 +114,14 @@ def consent_card(entry: Mapping[str, Any]) -> ConsentCard:
         state="Refused" if refused and state == "active" else _STATES.get(state, state),
         choice=choice,
         detail=f"since {day(int(since))}" if since else "",
+        lines=[(str(label), str(value)) for label, value in entry.get("summary", [])],
         may_stop=state in {"active", "suspended"} and not refused,
     )
+
+
+def below_title(markdown: str) -> str:
+    """A notice with its headline one level lower: the page has its own."""
+    return markdown.replace("# ", "## ", 1) if markdown.startswith("# ") else markdown
 
 
 def event_for(entry: Mapping[str, Any]) -> str:
@@ -138,7 +146,7 @@ def receipt_index(done: Mapping[str, Any]) -> int:
 
 def use_rows(statement: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The table of uses from a hospital's signed statement."""
-    document = statement.get("document", statement)
+    document = statement.get("statement", statement)
     return [
         {
             "when": day(int(use["at"])),
@@ -202,7 +210,8 @@ def dividend_rows(dividends: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Who received what in closed windows, summed."""
     sums: dict[str, int] = {}
     for window in dividends.get("windows", []):
-        for payee, nano in window.get("split", {}).items():
+        parts = window["document"]["credentialSubject"]["parts"]
+        for payee, nano in parts.items():
             kind = str(payee).split(":", maxsplit=1)[0].replace("pool", "patients")
             sums[kind] = sums.get(kind, 0) + int(nano)
     return [{"to": kind, "credits": nano / _NANO} for kind, nano in sums.items()]
@@ -279,7 +288,7 @@ def answer(body: Mapping[str, Any], headers: Mapping[str, str]) -> AnswerView:
     """One inference in words."""
     return AnswerView(
         risk=f"{body['outputs'][0]['data'][0]:.3f}",
-        cost=headers.get("coop-credits-charged", ""),
+        cost=credits_text(int(headers.get("coop-credits-charged", "0"))),
         receipt=headers.get("coop-receipt", ""),
     )
 

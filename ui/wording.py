@@ -71,6 +71,10 @@ CREDITS_TEXT: Final = (
 CREDITS_LATER: Final = (
     "Amounts are shown after you have stored a choice, so that they cannot sway it."
 )
+RECEIPT: Final = "Download the receipt"
+DECIDE_NOW: Final = "Decide now"
+NO_CREDITS: Final = "What you collect will stand here."
+ASK_RECEIPT: Final = "This is the number of the signed receipt; the log holds its fingerprint."
 ASK_COST: Final = "Each question costs credits and some of the study's privacy budget."
 SYNTHETIC_ONLY: Final = "Type a made-up person. Never enter anything about a real patient here."
 CONSOLE_EXACT: Final = (
@@ -86,8 +90,12 @@ PRESETS: Final = {
         "Allow",
         "Heart research by universities and public bodies; companies may not use it.",
     ),
+    "with-companies": ("Allow, companies too", "Heart research by anyone, companies too."),
     "train-only": ("Allow learning only", "Models may learn; no questions about groups of people."),
-    "no-companies": ("Allow, not for companies", "All research uses that are not for profit."),
+    "no-companies": (
+        "Allow, not for profit only",
+        "Any not-for-profit research, on all kinds of my data.",
+    ),
     "refuse": ("No", "My record is not used for research."),
 }
 """Consent presets of the gate, with the words people choose by."""

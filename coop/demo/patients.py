@@ -1,7 +1,6 @@
 """Acts of the demo: hospitals answer codes, patients make keys and sign what they choose."""
 
 import time
-from importlib.resources import files
 from typing import Any, Final
 
 from coop.demo.house import House, program, shown
@@ -10,6 +9,7 @@ from coop.documents.consent import Consent, Notice
 from coop.documents.envelope import issue
 from coop.enrolment import redemption
 from coop.errors import UnavailableError
+from ui.notices import notice
 
 _WAIT_S: Final = 120.0
 _BATCH: Final = 500
@@ -41,7 +41,7 @@ def enrol(house: House, facts: dict[str, Any]) -> None:
         ]
         everyone += [(person, codes[person.record_key]) for person in persons]
     pids = _redeem(house, everyone)
-    notice = Notice(uri="urn:coop:notice:demo", language="en", version="1", sha256=_notice_digest())
+    shown_notice = Notice.model_validate(notice())
     now = int(time.time())
     documents = [
         issue(
@@ -52,7 +52,7 @@ def enrol(house: House, facts: dict[str, Any]) -> None:
                 sequence=1,
                 event="grant",
                 policy=preset(person.preset),
-                notice=notice,
+                notice=shown_notice,
             ),
             person.key,
             now,
@@ -126,10 +126,3 @@ def _submit(house: House, documents: list[dict[str, Any]]) -> list[dict[str, Any
     if refused:
         raise UnavailableError(f"{len(refused)} consents were refused: {refused[0]}")
     return results
-
-
-def _notice_digest() -> str:
-    from coop.canonical import sha256
-
-    text = files("coop.demo").joinpath("notice.md").read_bytes()
-    return sha256(text).hex()

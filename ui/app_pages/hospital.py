@@ -4,7 +4,7 @@ import streamlit as st
 
 from coop.errors import CoopError
 from ui import viewmodels, wording
-from ui.charts import bars
+from ui.charts import bars, table
 from ui.session import explain, node
 
 
@@ -22,14 +22,19 @@ def status() -> None:
     left.metric("Patients", now["patients"])
     middle.metric("Data version", now["data_version"])
     right.metric("Log entries mirrored", now["log_size"])
-    st.dataframe(view.part_rows, hide_index=True)
+    table(view.part_rows, empty="The parts are starting.")
     if now["stopped"]:
         if st.button("Allow training again"):
             _act("/local/v1/resume")
     elif st.button("Stop all training", type="primary"):
         _act("/local/v1/stop")
     with st.expander("Preflight"):
-        st.dataframe(viewmodels.check_rows(node().get("/local/v1/doctor")), hide_index=True)
+        try:
+            checks = viewmodels.check_rows(node().get("/local/v1/doctor"))
+        except CoopError as error:
+            explain(error)
+            return
+        table(checks, empty="No check ran.")
 
 
 def _act(path: str) -> None:
@@ -49,10 +54,10 @@ def approvals() -> None:
     except CoopError as error:
         explain(error)
         return
-    st.subheader("Approved by this hospital")
-    st.dataframe(viewmodels.approval_rows(said["approved"]), hide_index=True)
+    st.header("Approved by this hospital")
+    table(viewmodels.approval_rows(said["approved"]), empty="Nothing is signed yet.")
     waiting = viewmodels.awaiting(said)
-    st.subheader("Waiting for this hospital")
+    st.header("Waiting for this hospital")
     if not waiting:
         st.info("Nothing is waiting.")
         return
@@ -89,9 +94,9 @@ def budget() -> None:
     except CoopError as error:
         explain(error)
         return
-    st.dataframe(viewmodels.budget_rows(spent), hide_index=True)
-    st.subheader("Consent")
-    st.dataframe(permitted, hide_index=True)
+    table(viewmodels.budget_rows(spent), empty="No study is approved; nothing is spent.")
+    st.header("Consent")
+    table(permitted, empty="Counts by approved study will stand here.")
 
 
 def quality() -> None:
@@ -110,11 +115,8 @@ def quality() -> None:
         y="present",
         description="How many patients have each field",
     )
-    st.subheader("Refused lines")
-    if refused:
-        st.dataframe(refused, hide_index=True)
-    else:
-        st.info("The newest import refused nothing.")
+    st.header("Refused lines")
+    table(refused, empty="The newest import refused nothing.")
 
 
 def desk() -> None:
@@ -128,5 +130,5 @@ def desk() -> None:
         except CoopError as error:
             explain(error)
             return
-        st.code(codes["codes"][record], language=None)
+        st.code(codes["codes"][record], language=None, wrap_lines=True)
         st.write("Single use, valid for seven days. It is shown only now.")

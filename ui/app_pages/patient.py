@@ -8,7 +8,9 @@ import streamlit as st
 
 from coop.errors import CoopError
 from ui import viewmodels, wording
+from ui.charts import table
 from ui.components.signer import signer
+from ui.notices import notice, notice_text
 from ui.session import explain, hub
 
 _JOIN_WAIT_S = 25.0  # a hospital answers within its next poll; longer means it is offline
@@ -25,7 +27,10 @@ def consents() -> None:
         return
     done = st.session_state.pop("stopped", None)
     if done:
-        st.success(wording.STOPPED_NOW.format(time=viewmodels.clock(done)))
+        st.success(wording.STOPPED_NOW.format(time=viewmodels.clock(done["effective_by"])))
+        st.download_button(
+            wording.RECEIPT, viewmodels.as_json(done["receipt"]), "stop-receipt.json"
+        )
     if not mine:
         st.info(f"{wording.NO_RECORD} {wording.NO_RECORD_NEXT}")
         return
@@ -37,9 +42,12 @@ def consents() -> None:
 def _one_consent(entry: Mapping[str, Any]) -> None:
     card = viewmodels.consent_card(entry)
     with st.container(border=True):
-        st.subheader(card.title)
+        st.header(card.title)
         st.markdown(f"**{card.state}** · {card.choice}")
         st.text(card.detail)
+        with st.expander("What my record may do"):
+            for label, value in card.lines:
+                st.markdown(f"**{label}**: {value}")
         if card.may_stop and st.button(
             wording.STOP, key=f"stop-{entry['pid']}", help="Takes effect within a minute."
         ):
@@ -48,7 +56,7 @@ def _one_consent(entry: Mapping[str, Any]) -> None:
             except CoopError as error:
                 explain(error)
                 return
-            st.session_state["stopped"] = int(receipt["effective_by"])
+            st.session_state["stopped"] = receipt
             st.rerun()
 
 
@@ -85,7 +93,9 @@ def _wait_for_hospital(code_id: str) -> None:
         box.update(label=viewmodels.join_state(state), state="complete")
     if state == "enrolled":
         st.success(wording.JOIN_DONE)
-        st.page_link(st.Page(decide, title=wording.DECIDE, url_path="decide"))
+        page = st.session_state.get("decide_page")
+        if page is not None:
+            st.page_link(page, label=wording.DECIDE_NOW)
 
 
 def decide() -> None:
@@ -101,6 +111,8 @@ def decide() -> None:
         st.info(f"{wording.NO_RECORD} {wording.NO_RECORD_NEXT}")
         return
     st.write(wording.DECIDE_TEXT)
+    with st.container(border=True):
+        st.markdown(viewmodels.below_title(notice_text()))
     st.write(wording.EPSILON)
     by_title = {viewmodels.consent_card(entry).title: entry for entry in mine}
     title = st.radio("Which record?", list(by_title)) if len(by_title) > 1 else next(iter(by_title))
@@ -119,13 +131,20 @@ def _sign(entry: Mapping[str, Any], preset: str) -> None:
         try:
             st.session_state["draft"] = hub().post(
                 "/v1/consents:draft",
-                {"pid": entry["pid"], "event": viewmodels.event_for(entry), "preset": preset},
+                {
+                    "pid": entry["pid"],
+                    "event": viewmodels.event_for(entry),
+                    "preset": preset,
+                    "notice": notice(),
+                },
             )
         except CoopError as error:
             explain(error)
             return
+        st.session_state["drafted"] = (entry["pid"], preset)
     draft = st.session_state.get("draft")
-    if not draft:
+    # A draft of another choice would be signed by surprise: it goes when the choice changes.
+    if not draft or st.session_state.get("drafted") != (entry["pid"], preset):
         return
     statement = {**draft["document"], "proof": draft["proof"]}
     answer = signer(
@@ -141,7 +160,7 @@ def _sign(entry: Mapping[str, Any], preset: str) -> None:
         st.session_state.pop("draft", None)
         st.success(wording.SIGNED.format(index=viewmodels.receipt_index(done)))
         st.download_button(
-            "Download the receipt", viewmodels.as_json(done["receipt"]), "consent-receipt.json"
+            wording.RECEIPT, viewmodels.as_json(done["receipt"]), "consent-receipt.json"
         )
 
 
@@ -157,17 +176,14 @@ def uses() -> None:
     if not mine:
         st.info(f"{wording.NO_RECORD} {wording.NO_RECORD_NEXT}")
     for entry in mine:
-        st.subheader(viewmodels.consent_card(entry).title)
+        st.header(viewmodels.consent_card(entry).title)
         try:
             statement = hub().get("/v1/me/uses", pid=entry["pid"])
         except CoopError as error:
             explain(error)
             continue
         rows = viewmodels.use_rows(statement)
-        if not rows:
-            st.info(wording.NO_USES)
-        else:
-            st.dataframe(rows, hide_index=True)
+        table(rows, empty=wording.NO_USES)
         st.download_button(
             "Download the signed list",
             viewmodels.as_json(statement),
@@ -192,8 +208,7 @@ def credits_page() -> None:
     left, right = st.columns(2)
     left.metric("Collected", view.collected)
     right.metric("Waiting for you", view.waiting)
-    if view.rows:
-        st.dataframe(view.rows, hide_index=True)
+    table(view.rows, empty=wording.NO_CREDITS)
     if view.may_claim and st.button("Collect", type="primary"):
         try:
             hub().post("/v1/me/credits:claim")

@@ -6,7 +6,7 @@ import streamlit as st
 
 from coop.errors import CoopError
 from ui import viewmodels, wording
-from ui.charts import bars
+from ui.charts import bars, table
 from ui.session import explain, hub
 
 
@@ -28,19 +28,19 @@ def home() -> None:
     columns[2].metric("Models", len(models))
     columns[3].metric("Log entries", log.size)
     st.header("Studies")
-    st.dataframe(viewmodels.study_rows(studies), hide_index=True)
+    table(viewmodels.study_rows(studies), empty="A proposed study will stand here.")
     st.header("Released models")
-    if models:
-        st.dataframe(viewmodels.model_rows(models), hide_index=True)
-    else:
-        st.info("A released model will stand here with what it cost in privacy.")
+    table(
+        viewmodels.model_rows(models),
+        empty="A released model will stand here with what it cost in privacy.",
+    )
     _money(models)
     st.header("Transparency log")
     st.write(
         "Hospitals cosign this checkpoint after checking that the log only grew. "
         "`coop verify log` checks all of it on your own computer."
     )
-    st.code(note, language=None)
+    st.code(note, language=None, wrap_lines=True)
 
 
 def _money(models: list[dict[str, object]]) -> None:
@@ -61,7 +61,7 @@ def verify() -> None:
     """Verify a receipt."""
     st.title(wording.VERIFY)
     st.write(wording.VERIFY_TEXT)
-    st.code("coop verify receipt FILE --trust trust.json", language=None)
+    st.code("coop verify receipt FILE --trust trust.json", language=None, wrap_lines=True)
     text = st.text_area("The receipt (JSON)", key="receipt", height=200)
     if not st.button("Check", type="primary") or not text:
         return

@@ -33,7 +33,7 @@ def models() -> None:
     middle.metric("δ", passport.delta)
     right.metric("Mode", passport.mode)
     st.write(passport.promise)
-    st.subheader("How well it does, by group (with privacy noise)")
+    st.header("How well it does, by group (with privacy noise)")
     st.dataframe(passport.metric_rows, hide_index=True)
     bars(
         passport.metric_rows,
@@ -41,7 +41,7 @@ def models() -> None:
         y="AUC",
         description="Area under the ROC curve by group, estimated from noised histograms",
     )
-    st.subheader("Where it comes from")
+    st.header("Where it comes from")
     st.dataframe(passport.provenance_rows, hide_index=True)
     st.text(passport.intended_use)
 
@@ -81,7 +81,9 @@ def ask() -> None:
         return
     view = viewmodels.answer(answer.json(), answer.headers)
     st.metric("Risk (research use only)", view.risk)
-    st.write(f"Cost: {view.cost} credits. Receipt: `{view.receipt}`")
+    st.write(f"Cost: {view.cost} credits.")
+    st.code(view.receipt, language=None, wrap_lines=True)
+    st.write(wording.ASK_RECEIPT)
 
 
 def _field(feature: dict[str, Any]) -> Any:  # noqa: ANN401  (what the widget holds)

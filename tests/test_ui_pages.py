@@ -1,0 +1,155 @@
+"""Every page renders against the real hub and a real hospital's node."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from portal_world import House, house
+from streamlit.testing.v1 import AppTest
+
+from coop.client import Client
+from ui import session, wording
+from ui.session import Person, Portal
+
+OPEN: list[AppTest] = []
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with house(tmp_path_factory.mktemp("house")) as opened:
+        session.configure(
+            Portal(
+                hub_url=opened.hub_url,
+                ca_file=opened.hub.ca_file,
+                node_url=opened.node_url,
+                node_token=(opened.node.site.folder / "staff.token").read_text().strip(),
+            )
+        )
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """A browser's session ends with its test: its connections are given back."""
+    yield
+    while OPEN:
+        state = OPEN.pop().session_state
+        if "hub_client" in state:
+            state["hub_client"][1].close()
+        if "node_client" in state:
+            state["node_client"].close()
+
+
+def show(home: House, module: str, page: str, name: str | None = None) -> AppTest:
+    """The page as `name` sees it; no exception on it."""
+    app = AppTest.from_string(
+        f"from ui.app_pages import {module}\n{module}.{page}()", default_timeout=20
+    )
+    OPEN.append(app)
+    if name:
+        token = home.session(name)
+        app.session_state["person"] = Person(token=token, roles=frozenset())
+    app.run()
+    assert not app.exception
+    assert not app.error
+    return app
+
+
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [
+        ("consents", wording.MY_CONSENTS),
+        ("join", wording.JOIN),
+        ("decide", wording.DECIDE),
+        ("uses", wording.WHO_USED),
+        ("credits_page", wording.MY_CREDITS),
+    ],
+)
+def test_a_patient_without_a_record_is_told_what_comes_next(home: House, page: str, title: str):
+    app = show(home, "patient", page, "ada")
+    assert app.title[0].value == title
+    if page != "join":
+        assert app.info
+
+
+@pytest.mark.parametrize("page", ["models", "ask"])
+def test_a_researcher_sees_that_no_model_is_released(home: House, page: str):
+    assert "No model" in show(home, "researcher", page, "mei").info[0].value
+
+
+def test_the_public_sees_figures_and_the_signed_log(home: House):
+    app = show(home, "public", "home")
+    assert app.metric[0].value == "1"
+    assert app.code[0].value.startswith("hub.test/log\n")
+
+
+def test_what_is_no_receipt_is_refused_in_words(home: House):
+    app = show(home, "public", "verify")
+    app.text_area(key="receipt").set_value("not json")
+    app.button[0].click().run()
+    assert "not JSON" in app.error[0].value
+    app.text_area(key="receipt").set_value("{}")
+    app.button[0].click().run()
+    assert not app.success
+    assert app.error
+
+
+@pytest.mark.parametrize("page", ["status", "approvals", "budget", "quality", "desk"])
+def test_the_console_shows_the_hospitals_own_node(home: House, page: str):
+    assert show(home, "hospital", page).title
+
+
+def test_staff_stop_the_node_with_one_button_and_allow_it_again(home: House):
+    app = show(home, "hospital", "status")
+    app.button[0].click().run()
+    assert home.node.paused()
+    app.button[0].click().run()
+    assert not home.node.paused()
+
+
+def test_the_desk_makes_a_code_for_a_known_record_only(home: House):
+    app = show(home, "hospital", "desk")
+    app.text_input[0].set_value("P005")
+    app.button[0].click().run()
+    assert app.code[0].value.startswith("cleveland.")
+    app.text_input[0].set_value("nobody")
+    app.button[0].click().run()
+    assert "desk.unknown-record" in app.error[0].value
+
+
+def test_a_session_that_ended_asks_for_a_fresh_sign_in(home: House):
+    app = AppTest.from_string(
+        "from ui.app_pages import patient\npatient.consents()", default_timeout=20
+    )
+    OPEN.append(app)
+    app.session_state["person"] = Person(token="coop_st_gone", roles=frozenset({"patient"}))
+    app.run()
+    assert "sign in again" in app.warning[0].value
+    assert "person" not in app.session_state
+
+
+def test_the_staff_token_is_wanted(home: House):
+    with Client(home.node_url, token="wrong") as client, pytest.raises(Exception, match="staff"):
+        client.get("/local/v1/status")
+
+
+def test_the_portal_loads_no_learning_and_no_database():
+    pages = "ui.asgi, ui.app_pages.patient, ui.app_pages.hospital, ui.app_pages.researcher"
+    code = f"import sys, {pages}, ui.app_pages.public\nprint(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "flwr", "sqlalchemy"} & set(found.stdout.split())
+
+
+def test_the_portal_is_a_command():
+    program = Path(sys.executable).parent / "coop"
+    found = subprocess.run(
+        [program, "portal", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1", "TERM": "dumb"},  # noqa: TID251  (children need PATH)
+        check=True,
+    )
+    assert "--hospital" in found.stdout

@@ -106,7 +106,7 @@ def _named(body: Mapping[str, Json]) -> str | None:
 def _again(
     connection: sa.Connection, row: sa.Row[tuple[object, ...]], account: int | None
 ) -> dict[str, Any]:
-    if account is not None and row.account_id is None:
+    if account is not None and row.account_id is None and _speaks(connection, row):
         # She proved that she holds the key, so the account she is signed in with is hers.
         same = redemption.c.code_id == row.code_id
         connection.execute(redemption.update().where(same).values(account_id=account))
@@ -119,6 +119,12 @@ def _again(
         "pid": row.pid,
         "problem": None,
     }
+
+
+def _speaks(connection: sa.Connection, row: sa.Row[tuple[object, ...]]) -> bool:
+    """Whether the redemption's key is the record's own still, or not enrolled yet."""
+    newest = enrolled(connection, [row.pid]).get(row.pid) if row.pid is not None else None
+    return newest is None or newest.did == row.did
 
 
 def state_of(connection: sa.Connection, code_id: str) -> dict[str, str | None]:
@@ -186,10 +192,22 @@ def add_enrolments(
             )
         except CoopError as error:
             results.append({"code_id": None, "state": "refused", "problem": problem_of(error)[1]})
+            _close(connection, site, document, error.code)
+    # Before the log: every writer locks its own rows first and the log's head last. A key change
+    # in the other order would deadlock with the same patient's withdrawal.
+    enrolled(connection, {o.subject.pid for o in fresh.values()}, lock=True)
     logged = journal.record_many(connection, "enrolment", [o.document for o in fresh.values()])
     for place, opened in zip(logged, fresh.values(), strict=True):
         _store(connection, opened, place.index)
     return results
+
+
+def _close(connection: sa.Connection, site: str, document: Mapping[str, Json], reason: str) -> None:
+    """End the redemption that a refused enrolment answers; else its hospital is asked for ever."""
+    subject = document.get("credentialSubject")
+    code_id = subject.get("code_id") if isinstance(subject, dict) else None
+    if isinstance(code_id, str):
+        refuse(connection, site, [{"code_id": code_id, "code": reason}])
 
 
 def _checked(
@@ -248,6 +266,8 @@ def _store(connection: sa.Connection, opened: Opened[Enrolment], log_index: int)
     account = connection.execute(sa.select(redemption.c.account_id).where(same)).scalar()
     done = {"state": "enrolled", "reason": None, "pid": subject.pid}
     connection.execute(redemption.update().where(same).values(done))
+    # The hospital checked anew who she is: whoever redeemed an earlier code is not her any more.
+    members.unlink_pid(connection, subject.pid, keep=account)
     if account is not None:
         members.link_pid(connection, account, subject.pid, subject.site)
 

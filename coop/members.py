@@ -229,6 +229,14 @@ def link_pid(connection: sa.Connection, account_id: int, pid: str, site: str) ->
     )
 
 
+def unlink_pid(connection: sa.Connection, pid: str, *, keep: int | None) -> None:
+    """Part `pid` from every account but `keep`."""
+    others = account_pid_table.c.pid == pid
+    if keep is not None:
+        others &= account_pid_table.c.account_id != keep
+    connection.execute(account_pid_table.delete().where(others))
+
+
 def owns(connection: sa.Connection, caller: "Caller", pid: str, pid_did: str) -> None:
     """Return if `pid` is the caller's own: linked to her account, or enrolled with her key.
 

@@ -118,6 +118,28 @@ def release(connection: sa.Connection, key: str, document: str, digest: str, *, 
     )
 
 
+def release_again(
+    connection: sa.Connection, kept: Stored, key: str, document: str, digest: str, *, at: int
+) -> None:
+    """Record a further document over bytes that left before, beside the first and not instead.
+
+    Every document that left stays on the patients' lists; the use is the one of the first release.
+    """
+    connection.execute(
+        sa.insert(answer).values(
+            key=key,
+            input_sha256=kept.input_sha256,
+            debit_sequence=kept.debit_sequence,
+            salt=kept.salt,
+            lease_sha256=kept.lease_sha256,
+            state=State.STORED,
+            document=document,
+            document_sha256=digest,
+            at=min(at, kept.at),
+        )
+    )
+
+
 def count_commitment(salt: str, count: int) -> str:
     """Commitment to how many patients a debit has; opened only by this hospital, to an auditor."""
     return sha256(encode(b"coop/count/v1", {"salt": salt, "count": count})).hex()

@@ -20,10 +20,11 @@ from coop.errors import ConflictError, CoopError, InvalidInputError, Kind
 from federated.accounting import Plan, plan
 from federated.budget import Lines
 from federated.fab import fab_hash
-from federated.site import Site
+from federated.site import Site, get_state, put_state
 from federated.study_limits import EPSILON_MAX_MICRO, price, refusals
 
 EPSILON_DEFAULT: Final = "1"
+_RESTORED_AT: Final = "restored_at"
 
 approved = sa.Table(
     "approved",
@@ -200,6 +201,19 @@ def revoke(site: Site, study_sha256: str, *, now: int) -> None:
         raise NotApprovedError("approval: there is none in force for this study")
 
 
+def distrust_budgets(site: Site, *, now: int) -> int:
+    """After a restore: what was spent since the backup is unknown, so nothing approved stands.
+
+    Every approval ends, and a study of before cannot be approved again: only a new version, with
+    budget lines of its own. Returns how many approvals ended.
+    """
+    with site.database.unit_of_work() as connection:
+        put_state(connection, _RESTORED_AT, str(now))
+        return connection.execute(
+            sa.update(approved).where(approved.c.revoked_at.is_(None)).values(revoked_at=now)
+        ).rowcount
+
+
 def approved_study(connection: sa.Connection, site: Site, study_sha256: str) -> Approved:
     """This hospital's approval of the study with that digest, both documents verified again.
 
@@ -284,6 +298,10 @@ def _witnesses(site: Site, client: Client) -> dict[str, str]:
 def _keep(site: Site, opened: Opened[Study], subject: Approval, now: int) -> dict[str, Any]:
     study = opened.subject
     with site.database.unit_of_work() as connection:
+        if opened.at <= int(get_state(connection, _RESTORED_AT) or -1):
+            raise StudyAlteredError(
+                "study: what it spent here is unknown since the restore; approve a new version"
+            )
         rows = connection.execute(
             sa.select(approved).where(
                 approved.c.study_id == study.study_id, approved.c.version == study.version

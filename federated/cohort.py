@@ -147,6 +147,7 @@ def answer_cohort(
     # (6) Sign and send.
     with site.database.unit_of_work() as connection:
         budget.lock(connection)
+        fresh.check()  # the lock may have taken longer than the lease lasts
         kept = stored(connection, draw.key)
         if kept is None or kept.state is not State.STORED:
             raise WithdrawnError("cohort: a consent changed while it was answered; ask again")

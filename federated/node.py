@@ -41,6 +41,7 @@ from federated.uses import statement
 
 _POLL_S: Final = 20  # how long the hub may hold a long poll; below its limit of 25
 _BACKOFF_MAX_S: Final = 15.0
+DESK_BATCH: Final = 500  # enrolments in one request: half of what the hub takes as a body
 _WITNESS_PAUSE_S: Final = 1.0  # at most one cosignature a second: a busy log is cosigned in batches
 TOKEN_FILE: Final = "staff.token"  # noqa: S105  (the name of the file)
 WEIGHTS_FILE: Final = "model.safetensors"
@@ -123,7 +124,9 @@ class Node:
     def answer(self, asked: RoundInput) -> RoundAnswer:
         """One round, unless the staff stopped the node."""
         self.refuse_if_paused()
-        return answer_round(self.site, self.mirror, asked, now=clock)
+        answered = answer_round(self.site, self.mirror, asked, now=clock)
+        self.refuse_if_paused()  # a stop holds back what was under way, too
+        return answered
 
     # --- loops ----------------------------------------------------------------------------------
 
@@ -162,7 +165,7 @@ class Node:
         path = f"/v1/sites/{self.site.name}/enrolments"
         waiting = self.client.get(path, wait=_POLL_S)["redemptions"]
         if waiting:
-            said = desk.answer(self.site, waiting[: desk.BATCH_MAX], now=clock())
+            said = desk.answer(self.site, waiting[:DESK_BATCH], now=clock())
             self.client.post(path, {"documents": said.documents, "refused": said.refused})
 
     def _jobs(self) -> None:
@@ -190,7 +193,9 @@ class Node:
         if job["kind"] == "cohort":
             self.refuse_if_paused()
             weights = self._released_weights(payload)
-            return answer_cohort(self.site, self.mirror, payload, weights=weights, now=clock)
+            said = answer_cohort(self.site, self.mirror, payload, weights=weights, now=clock)
+            self.refuse_if_paused()
+            return said
         raise NotFoundError("job: this node knows no such kind")
 
     def _released_weights(self, job: dict[str, object]) -> Weights | None:

@@ -33,6 +33,7 @@ from federated.answers import (
     count_commitment,
     discard,
     release,
+    release_again,
     store,
     stored,
 )
@@ -273,22 +274,27 @@ def _release(
     """(7): the receipt, kept before it leaves; a repeat of the same request gets the same one."""
     with site.database.unit_of_work() as connection:
         budget.lock(connection)  # of two repeats at once, one signs and the other reads
+        fresh.check()  # the lock may have taken longer than the lease lasts
         kept = stored(connection, answer.key)
         if kept is None or kept.body is None or kept.state is not State.STORED:
             raise WithdrawnError("round: a consent changed while it was answered; ask again")
-        receipt = _receipt_of(kept, mandate)
+        again = f"receipt:{mandate.request.digest}"
+        receipt = _receipt_of(kept, mandate) or _receipt_of(stored(connection, again), mandate)
         if receipt is None:
             members = budget.cohort_of(connection, kept.debit_sequence)
             subject = _receipt(site, mandate, kept, members, fresh.digest)
             receipt = issue(subject, site.key, at)
-            text = jcs(receipt).decode()
-            release(connection, kept.key, text, document_digest(receipt), at=at)
+            text, digest = jcs(receipt).decode(), document_digest(receipt)
+            if kept.document is None:
+                release(connection, kept.key, text, digest, at=at)
+            else:
+                release_again(connection, kept, again, text, digest, at=at)
     return RoundAnswer(receipt=receipt, update=dict(safetensors.numpy.load(kept.body)))
 
 
-def _receipt_of(kept: Stored, mandate: Mandate) -> dict[str, Json] | None:
+def _receipt_of(kept: Stored | None, mandate: Mandate) -> dict[str, Json] | None:
     """The receipt that left before for this very request; the hub may sign a repeat anew."""
-    if kept.document is None:
+    if kept is None or kept.document is None:
         return None
     receipt = parse_object(kept.document)
     subject = open_document(RoundReceipt, receipt, issuers=None).subject

@@ -121,8 +121,12 @@ class Trainer:
         """End the run a bug stopped, or it would stop every later one; it may be ordered again."""
         order, self._current = self._current, None
         # A database that is away fails no run: it is as it was, and is tried again.
-        if order is not None and not isinstance(error, sa.exc.DBAPIError):
+        if order is None or isinstance(error, sa.exc.DBAPIError):
+            return
+        try:
             self.rounds.fail(order, InvariantError.code)
+        except Exception as second:  # noqa: BLE001  (the thread must not end; the run is tried again)
+            logger().error("run not ended", error_type=type(second).__name__)
 
     def _step(self) -> bool:
         """One piece of work; False if there was none."""

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from coop.canonical import Json, jcs, parse_object
 from coop.db import metadata
+from coop.documents.consent import UseStatement
 from coop.errors import ConflictError, NotFoundError
 from coop.keys import random_bytes
 
@@ -260,6 +261,8 @@ def _outcome(row: sa.Row[Any]) -> Outcome:
         id=row.id,
         site=row.site,
         state=JobState(row.state),
-        result=None if row.result is None else parse_object(row.result),
+        result=None
+        if row.result is None
+        else parse_object(row.result, bytes_max=UseStatement.bytes_max),
         code=row.code,
     )

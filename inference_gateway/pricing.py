@@ -34,6 +34,17 @@ def sd_count_micro(query: CohortQuery, sites: int) -> int:
     return math.ceil(math.sqrt(sites / (2 * rho)) * MICRO)
 
 
+def sigma_micro(query: CohortQuery) -> int:
+    """The standard deviation each hospital must draw for each number, in its unit, rounded up.
+
+    The same integers as `federated.accounting.sigma_micro_for`, which a hospital draws by.
+    """
+    rho = query.rho_nano // (1 if query.release == "count" else RISK_RELEASES)
+    squared = -(-MICRO * MICRO * NANO // (2 * rho))
+    root = math.isqrt(squared)
+    return root if root * root == squared else root + 1
+
+
 def epsilon_micro(rho_nano: int, delta_pico: int) -> int:
     """Upper bound of the epsilon a patient pays: rho + 2 sqrt(rho ln(1/delta)), rounded up.
 

@@ -10,16 +10,18 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from coop import ledger, members
+from coop import ledger, members, studies
 from coop.canonical import Json, document_digest, jcs, parse_object
 from coop.db import Database
 from coop.documents.envelope import issue, open_document
 from coop.documents.serving import CohortAnswer, CohortJob, InferenceReceipt
+from coop.documents.study import MICRO, Study
 from coop.errors import CoopError, Kind
 from coop.journal.store import Journal
 from coop.keys import SigningKey, random_bytes
 from coop.ledger import HoldResolvedError
-from inference_gateway import jobs, query
+from coop.logs import logger
+from inference_gateway import jobs, pricing, query
 from inference_gateway.commitments import NONCE_BYTES, request_commitment, result_sha256
 from inference_gateway.jobs import JobState, Outcome
 from inference_gateway.models import Models
@@ -28,6 +30,7 @@ from inference_gateway.store import question_table
 
 NO_ANSWERS: Final = "cohort.no-answers"
 _SILENT: Final = "site.no-answer"
+_TAIL: Final = 10  # standard deviations: honest noise is beyond them once in 10^23
 
 
 class WrongAnswerError(CoopError):
@@ -78,8 +81,8 @@ class Settlement:
         """Take a hospital's signed answer, or its refusal.
 
         Steps: (1) the job is this hospital's; (2) its own key signed the answer; (3) the answer is
-        to exactly this job; (4) it is stored, if no later attempt has the job; (5) after the last
-        answer the question is settled.
+        to exactly this job, with its noise and of a possible size; (4) it is stored, if no later
+        attempt has the job; (5) after the last answer the question is settled.
 
         Raises:
             NotFoundError: (1) fails.
@@ -95,7 +98,10 @@ class Settlement:
                 dids = members.site_dids(connection)
                 opened = open_document(CohortAnswer, document, issuers={dids.get(site, "")})
                 # (3)
+                asked = CohortJob.model_validate(payload["credentialSubject"])
+                study = studies.by_digest(connection, asked.study_sha256).study
                 _check_answer(opened.subject, payload, site)
+                _check_numbers(opened.subject, asked, study)
         # (4)
         with self._database.unit_of_work() as connection:
             jobs.finish(connection, site, job_id, attempt, result=document, code=code)
@@ -144,7 +150,10 @@ class Settlement:
         with self._database.unit_of_work() as connection:
             jobs.bury(connection, self._now())
         for question_id in open_questions:
-            self.settle(question_id)
+            try:
+                self.settle(question_id)
+            except Exception as error:  # noqa: BLE001  (one question's fault must not hold the others)
+                logger().error("question not settled", error_type=type(error).__name__)
 
     def _pay(
         self,
@@ -240,3 +249,18 @@ def _check_answer(answer: CohortAnswer, job: Mapping[str, Json], site: str) -> N
         raise WrongAnswerError("answer.rho_nano: is not what the question allowed")
     if (answer.risk_sum_noised_micro is None) != (asked.query.release == "count"):
         raise WrongAnswerError("answer: releases something else than was asked")
+
+
+def _check_numbers(answer: CohortAnswer, asked: CohortJob, study: Study) -> None:
+    """Refuse noise other than ordered, and numbers that no honest hospital can draw.
+
+    What passes adds up to integers that the result's document can hold.
+    """
+    sigma = pricing.sigma_micro(asked.query)
+    drawn = {answer.sigma_count_micro, answer.sigma_risk_micro or sigma}
+    if drawn != {sigma} or (answer.sigma_risk_micro is None) != (asked.query.release == "count"):
+        raise WrongAnswerError("answer.sigma: is not the noise that the question's rho buys")
+    most = study.recipe.population + _TAIL * sigma // MICRO + 1
+    risk = answer.risk_sum_noised_micro or 0
+    if abs(answer.count_noised) > most or abs(risk) > most * MICRO:
+        raise WrongAnswerError("answer: larger than the study's population and the noise can be")

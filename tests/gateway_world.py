@@ -11,7 +11,7 @@ from coop.artefacts import onnx_file
 from coop.canonical import document_digest, jcs, sha256
 from coop.db import Database
 from coop.documents.envelope import issue
-from coop.documents.serving import CohortAnswer
+from coop.documents.serving import CohortAnswer, CohortQuery
 from coop.documents.study import (
     Approval,
     Budget,
@@ -32,7 +32,7 @@ from coop.journal.store import Journal
 from coop.keys import SigningKey
 from coop.ledger import Leg
 from coop.money import NANO, NanoCredits
-from inference_gateway import api
+from inference_gateway import api, pricing
 from inference_gateway.gateway import Gateway
 
 NOON = 1_800_000_000
@@ -260,6 +260,7 @@ class World:
     ) -> dict:
         """A site's real signed answer to a claimed cohort job."""
         job = claimed.payload["credentialSubject"]
+        sigma = pricing.sigma_micro(CohortQuery.model_validate(job["query"]))
         fields = {
             "job_id": job["job_id"],
             "job_sha256": document_digest(claimed.payload),
@@ -267,8 +268,8 @@ class World:
             "lease_sha256": "1" * 64,
             "count_noised": count,
             "risk_sum_noised_micro": risk_sum_micro,
-            "sigma_count_micro": 10_000_000,
-            "sigma_risk_micro": None if risk_sum_micro is None else 10_000_000,
+            "sigma_count_micro": sigma,
+            "sigma_risk_micro": None if risk_sum_micro is None else sigma,
             "rho_nano": job["query"]["rho_nano"],
             "debit_sequence": 7,
             "data_version": 1,

@@ -1,11 +1,15 @@
 """A hospital's approval: what it signs, what it refuses to sign, and how it takes it back."""
 
+import orjson
 import pytest
 import sqlalchemy as sa
 from coop_world import HOSPITAL, now, world
 from coop_world import digest as digest_of
+from typer.testing import CliRunner
 
 from coop import members, studies
+from coop.backup import backup_folder
+from coop.cli import app
 from coop.documents.envelope import issue, open_document
 from coop.documents.study import Approval
 from coop.errors import InvalidInputError
@@ -23,6 +27,8 @@ from federated.approval import (
     software_version,
 )
 from federated.fab import fab_hash
+from federated.round import answer_round
+from federated.site import Site
 from federated.study_limits import PriceTooHighError, StudyExpiredError, UnknownPurposeError
 
 
@@ -52,6 +58,23 @@ def test_an_approval_names_exactly_what_was_reviewed_and_the_hub_gets_it(coop):
         (hubs,) = studies.approvals_of(connection, digest_of(document))
     assert hubs.document == signed
     assert kept(coop, document).approval == said
+
+
+def test_a_restored_ledger_is_not_believed_and_only_a_new_version_trains(coop, tmp_path):
+    study, document = coop.study("before-restore")
+    coop.approve(study)
+    backup_folder(coop.site.folder, tmp_path / "backup", database="node.sqlite")
+    answer_round(coop.site, coop.mirror, coop.ready("spent-since").input())
+    arguments = ["hospital", "restore", str(tmp_path / "backup"), "--state", str(tmp_path / "new")]
+    done = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert orjson.loads(done.stdout)["approvals_ended"] >= 1
+    restored = Site.open(tmp_path / "new")
+    with restored.database.reading() as connection, pytest.raises(NotApprovedError):
+        approved_study(connection, restored, digest_of(document)).check_in_force(now())
+    for name in ("before-restore", "spent-since"):
+        with pytest.raises(StudyAlteredError):
+            approve(restored, coop.client, name, now=now())
+    restored.close()
 
 
 def test_approving_again_gives_the_same_document_even_after_an_import(coop):

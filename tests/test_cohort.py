@@ -21,6 +21,7 @@ from federated.budget import BudgetExhaustedError, cohort_of, debit, site_spend
 from federated.cohort import BadQueryError, ChangedJobError, answer_cohort, matches
 from federated.importers import import_csv
 from federated.mandate import OutOfTimeError, PurposeNotUnderstoodError
+from federated.mirror import LeaseExpiredError
 from federated.models import WrongWeightsError
 from federated.round import WithdrawnError
 
@@ -246,6 +247,26 @@ def test_a_withdrawal_before_the_release_discards_the_answer_and_keeps_the_debit
             .order_by(debit.c.sequence)
         ).scalars()
         assert list(states) == [State.DISCARDED, State.STORED]
+
+
+def test_a_lease_that_ends_while_the_release_waits_for_the_database_lets_nothing_out(
+    run, monkeypatch
+):
+    lock, waits = cohort.budget.lock, ["replay", "grant"]
+
+    def slow_lock(connection):
+        lock(connection)
+        if not waits:
+            monkeypatch.setattr("federated.held_lease.boottime", lambda: float("inf"))
+        del waits[:1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort.budget, "lock", slow_lock)
+        with pytest.raises(LeaseExpiredError):
+            asked(run, job(run))
+    monkeypatch.undo()
+    asked(run, job(run))
+    assert spent(run)["cohort"] == RHO
 
 
 def test_a_withdrawal_after_the_release_leaves_the_stored_answer_to_be_replayed(coop, run):

@@ -1,10 +1,13 @@
 """Credits and models through the hub's own doors and the command line."""
 
+import asyncio
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 from doors_world import PID, World, served, world
@@ -14,8 +17,10 @@ from coop import ledger, members
 from coop.cli import ledger as commands
 from coop.dividend_audit import DividendDifferenceError, recompute
 from coop.economy import Economy
+from coop.hub import ledger_api
 from coop.journal.store import Journal
 from coop.ledger import Leg
+from coop.ledger_check import check
 from coop.money import NANO, NanoCredits
 
 MODEL = "heart-v1-0123abcd"
@@ -106,6 +111,34 @@ def test_a_hospital_sees_its_own_part(hub: World):
     assert mine["account"] == "hospital:cleveland"
     assert mine["balance_nano"] == 500_000_001
     assert hub.actors["staff-cleveland"].ok("GET", "/v1/ledger/accounts/mine") == mine
+
+
+def test_a_crowd_at_the_books_keeps_nobody_from_the_other_doors(hub: World, monkeypatch):
+    checking, go_on = threading.Event(), threading.Event()
+
+    def slow(connection):
+        checking.set()
+        go_on.wait(20)
+        return check(connection)
+
+    monkeypatch.setattr(ledger_api, "check", slow)
+
+    async def crowded() -> None:
+        door = httpx.ASGITransport(hub.app)
+        async with httpx.AsyncClient(transport=door, base_url="http://hub", timeout=30) as public:
+            crowd = [asyncio.create_task(public.get("/v1/ledger/check")) for _ in range(60)]
+            while not checking.is_set():  # noqa: ASYNC110  (another thread sets it)
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            answer = await asyncio.wait_for(public.get("/v1/log/size"), 5)
+            go_on.set()
+            assert {(await waiting).status_code for waiting in crowd} == {200}
+            assert answer.status_code == 200
+
+    try:
+        asyncio.run(crowded())
+    finally:
+        go_on.set()
 
 
 def test_anyone_recomputes_the_published_dividends(hub: World):

@@ -3,7 +3,7 @@
 import pytest
 from small_world import HUB, NOW, PATIENT, PID, SITES, consent, consent_receipt, enrolment
 
-from coop.canonical import document_digest
+from coop.canonical import DOCUMENT_BYTES_MAX, document_digest, jcs, parse_object
 from coop.documents.consent import Consent, ConsentReceipt, Enrolment
 from coop.documents.envelope import WrongDocumentError, issue, open_document, unsigned
 from coop.keys import BadSignatureError, sign_document
@@ -106,3 +106,13 @@ def test_a_signer_elsewhere_makes_the_same_document():
 def test_two_documents_are_never_the_same_by_accident():
     subject = open_document(Consent, consent(), issuers=None).subject
     assert issue(subject, PATIENT, NOW)["id"] != issue(subject, PATIENT, NOW)["id"]
+
+
+def test_what_no_reader_could_read_back_does_not_open():
+    subject = open_document(Enrolment, enrolment(), issuers=None).subject
+    longest = DOCUMENT_BYTES_MAX - len(jcs(issue(subject, SITES["cleveland"], NOW, id="")))
+    fits = issue(subject, SITES["cleveland"], NOW, id="x" * (longest - 2))
+    assert parse_object(jcs(open_document(Enrolment, fits, issuers=None).document))
+    long = issue(subject, SITES["cleveland"], NOW, id="x" * (longest + 200))
+    with pytest.raises(WrongDocumentError, match="longer"):
+        open_document(Enrolment, long, issuers=None)

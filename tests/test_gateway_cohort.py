@@ -10,10 +10,11 @@ from coop.db import Database
 from coop.documents.envelope import issue, open_document
 from coop.documents.serving import CohortAnswer, CohortJob, CohortQuery, InferenceReceipt, Predicate
 from coop.documents.study import MICRO
-from coop.errors import InvalidInputError, NotFoundError
+from coop.errors import InvalidInputError, InvariantError, NotFoundError
 from coop.keys import SigningKey
 from coop.money import NANO
 from coop.signed_request import sign
+from federated.accounting import sigma_micro_for
 from inference_gateway import pricing, query
 from inference_gateway.cohort import (
     ANSWER_S,
@@ -123,7 +124,7 @@ def test_the_mean_risk_is_the_sums_quotient_and_pays_the_model(world: World):
     assert world.balance("revenue:heart-1").posted == NANO
 
 
-@pytest.mark.parametrize(("total", "mean"), [(-10 * MICRO, 0), (10_000 * MICRO, MICRO)])
+@pytest.mark.parametrize(("total", "mean"), [(-10 * MICRO, 0), (500 * MICRO, MICRO)])
 def test_a_mean_is_a_probability_whatever_the_noise(world: World, total, mean):
     question = ask(world, RISK)
     for site in SITES:
@@ -257,6 +258,10 @@ def test_a_retried_attempt_may_answer_and_a_late_one_may_not(world: World):
         ({"site": "budapest", "signed_by": "zurich"}, WrongAnswerError),
         ({"rho_nano": 1}, WrongAnswerError),
         ({"risk_sum_micro": 5}, WrongAnswerError),
+        ({"sigma_count_micro": 1}, WrongAnswerError),
+        ({"sigma_risk_micro": 10_000_000}, WrongAnswerError),
+        ({"count": 2**53 - 1}, WrongAnswerError),
+        ({"count": -(2**53 - 1)}, WrongAnswerError),
     ],
 )
 def test_an_answer_that_is_not_the_hospitals_own_to_this_job_is_refused(world, changes, error):
@@ -265,6 +270,32 @@ def test_an_answer_that_is_not_the_hospitals_own_to_this_job_is_refused(world, c
     with pytest.raises(error):
         reply(world, "zurich", claimed, **changes)
     reply(world, "zurich", claimed)
+
+
+def test_the_noise_demanded_of_a_hospital_is_the_noise_it_draws():
+    for rho in (2, 3, 1_000, 2_500_001, 5_000_000):
+        counted = COUNT.model_copy(update={"rho_nano": rho})
+        risked = RISK.model_copy(update={"rho_nano": rho})
+        assert pricing.sigma_micro(counted) == sigma_micro_for(rho)
+        assert pricing.sigma_micro(risked) == sigma_micro_for(rho // 2)
+
+
+def test_one_question_that_cannot_be_settled_holds_no_other(world: World, monkeypatch):
+    broken, fine = ask(world, key="a"), ask(world, key="b")
+    settle = world.gateway.settlement.settle
+
+    def one_fails(question: str) -> None:
+        if question == broken:
+            raise InvariantError("a bug")
+        settle(question)
+
+    monkeypatch.setattr(world.gateway.settlement, "settle", one_fails)
+    world.clock.at += ANSWER_S
+    world.gateway.sweep()
+    states = {
+        key: world.gateway.cohorts.view(world.account, key)["state"] for key in (broken, fine)
+    }
+    assert states == {broken: "running", fine: "failed"}
 
 
 def test_a_hospital_cannot_answer_for_another(world: World):

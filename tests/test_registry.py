@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import sqlalchemy as sa
 from consent_hub import ConsentHub, Person, clock, grant
 from fastapi.testclient import TestClient
 
+from consent import events
 from consent.chain import heads_digest
 from consent.decide import Request, State
 from consent.drafts import DRAFT_SECONDS, Choice
@@ -18,7 +21,7 @@ from consent.policy import preset
 from consent.registry import Registry
 from consent.store import consent_draft, consent_event, consent_head, site_document
 from coop import credentials, members
-from coop.canonical import b64u, document_digest
+from coop.canonical import DOCUMENT_BYTES_MAX, b64u, document_digest
 from coop.db import Database
 from coop.documents.consent import Consent, Enrolment
 from coop.documents.envelope import issue, open_document
@@ -126,6 +129,23 @@ def test_several_events_of_one_chain_may_come_in_one_batch(hub):
     assert (standing.state, standing.sequence) == (State.ACTIVE, 4)
     assert standing.head_digest == document_digest(batch[-1])
     assert hub.registry.overview(person.pid)["preset"] == "train-only"
+
+
+def test_what_a_lease_could_not_carry_is_refused_and_one_patient_blocks_no_hospital(hub):
+    mallory, ada = enrol(hub, "basel", *PIDS[:2])
+    grant(hub, [ada])
+    subject = Consent(
+        pid=mallory.pid,
+        site="basel",
+        domain="research",
+        sequence=1,
+        event="grant",
+        policy=preset("all-research"),
+    )
+    long = issue(subject, mallory.key, clock(), id="urn:x:" + "x" * DOCUMENT_BYTES_MAX)
+    (answer,) = hub.registry.submit([long])
+    assert answer["problem"]["code"] == "documents.wrong-document"
+    assert hub.registry.lease("basel", "0" * 32, 0, 0)["documents"]
 
 
 def test_an_event_from_the_future_or_for_another_hospital_is_refused(hub):
@@ -364,6 +384,80 @@ def test_a_redemption_is_idempotent_and_a_stranger_cannot_block_a_code(hub):
     assert hub.registry.pending_redemptions("basel") == []
     unknown = redemption(new_code("geneva")[2], SigningKey.generate())
     assert code_of(hub.registry.redeem([unknown], None)[0]) == "enrolment.unknown-site"
+
+
+def test_a_key_change_and_a_withdrawal_at_once_both_happen(hub, monkeypatch):
+    (person,) = enrol(hub, "basel", PIDS[0])
+    grant(hub, [person])
+    code_id, _, text = new_code("basel")
+    key = SigningKey.generate()
+    hub.registry.redeem([redemption(text, key)], None)
+    subject = Enrolment(
+        site="basel", pid=PIDS[0], key=key.did, method="desk", custody="self", code_id=code_id
+    )
+    document = issue(subject, hub.site_keys["basel"], clock())
+    # Each is slow between its two locks, the record's row and the log's head.
+    record_many, standings = hub.journal.record_many, events.standings
+
+    def slow_record(connection, kind, documents):
+        logged = record_many(connection, kind, documents)
+        if kind == "enrolment":
+            time.sleep(0.4)
+        return logged
+
+    def slow_standings(connection, pids):
+        time.sleep(0.2)
+        return standings(connection, pids)
+
+    monkeypatch.setattr(hub.journal, "record_many", slow_record)
+    monkeypatch.setattr(events, "standings", slow_standings)
+    with ThreadPoolExecutor(2) as pool:
+        enrolled = pool.submit(hub.registry.add_enrolments, "basel", [document])
+        revoked = pool.submit(hub.registry.restrict, PIDS[0], "revoke", "session")
+    assert enrolled.result()[0]["state"] == "enrolled"
+    assert revoked.result()["problem"] is None
+
+
+def test_who_redeemed_an_earlier_code_loses_the_record_to_who_redeems_the_next(hub):
+    enrol(hub, "basel", PIDS[0], account=1)  # a stolen letter
+    enrol(hub, "basel", PIDS[0], account=2)  # the desk checked who she is and gave a new code
+    with hub.database.reading() as connection:
+        assert members.pids_of(connection, 1) == []
+        assert members.pids_of(connection, 2) == [(PIDS[0], "basel")]
+
+
+def test_an_earlier_key_cannot_link_the_record_to_an_account_any_more(hub):
+    code_id, _, text = new_code("basel")
+    early = SigningKey.generate()
+    sent = redemption(text, early)
+    hub.registry.redeem([sent], None)
+    subject = Enrolment(
+        site="basel", pid=PIDS[0], key=early.did, method="desk", custody="self", code_id=code_id
+    )
+    hub.registry.add_enrolments("basel", [issue(subject, hub.site_keys["basel"], clock())])
+    enrol(hub, "basel", PIDS[0])
+    hub.registry.redeem([sent], 1)
+    with hub.database.reading() as connection:
+        assert members.pids_of(connection, 1) == []
+
+
+def test_an_enrolment_the_hub_refuses_is_not_asked_for_again_and_again(hub):
+    key, documents = SigningKey.generate(), []
+    for pid in PIDS[:2]:  # one key for two records, before either is enrolled
+        code_id, _, text = new_code("basel")
+        hub.registry.redeem([redemption(text, key)], None)
+        subject = Enrolment(
+            site="basel", pid=pid, key=key.did, method="desk", custody="self", code_id=code_id
+        )
+        documents.append(issue(subject, hub.site_keys["basel"], clock()))
+    states = [r["state"] for r in hub.registry.add_enrolments("basel", documents)]
+    assert states == ["enrolled", "refused"]
+    assert hub.registry.pending_redemptions("basel") == []
+    refused = documents[1]["credentialSubject"]["code_id"]
+    assert hub.registry.redemption_state(refused) == {
+        "state": "refused",
+        "reason": "enrolment.refused",
+    }
 
 
 def test_a_key_speaks_for_one_record(hub):

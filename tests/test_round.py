@@ -37,6 +37,7 @@ from federated.mandate import (
 )
 from federated.mirror import LeaseExpiredError, Mirror
 from federated.models import WrongWeightsError, to_safetensors
+from federated.node import Node, NodeStoppedError
 from federated.orders import make_order
 from federated.pace import BEAT_S, even_pace
 from federated.round import ChangedInputError, WithdrawnError, answer_round
@@ -68,7 +69,7 @@ def states(run):
         query = (
             sa.select(answer.c.state)
             .join(debit, debit.c.sequence == answer.c.debit_sequence)
-            .where(debit.c.study_id == run.study.study_id)
+            .where(debit.c.study_id == run.study.study_id, answer.c.key.startswith("round:"))
             .order_by(debit.c.sequence)
         )
         return list(connection.execute(query).scalars())
@@ -380,6 +381,40 @@ def test_a_lease_that_ends_before_the_release_lets_nothing_out(coop, run, monkey
     answered(run, run.input())  # asked again in time, it is the same debit
     assert spent(run)["training"] > 0
     assert states(run) == [State.STORED]
+
+
+def test_a_lease_that_ends_while_the_release_waits_for_the_database_lets_nothing_out(
+    run, monkeypatch
+):
+    lock, waits = rounds.budget.lock, [nothing]
+
+    def slow_lock(connection):
+        lock(connection)
+        if not waits:  # the release's own lock came after the lease's end
+            monkeypatch.setattr("federated.held_lease.boottime", lambda: float("inf"))
+        del waits[:]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.budget, "lock", slow_lock)
+        with pytest.raises(LeaseExpiredError):
+            answered(run, run.input())
+    monkeypatch.undo()
+    assert states(run) == [State.STORED]
+    answered(run, run.input())
+
+
+def test_a_stop_by_the_staff_holds_back_what_was_under_way(coop, run, monkeypatch):
+    node = Node(coop.site)
+
+    def stopped_meanwhile(*arguments, **named):
+        node.pause(stopped=True)
+        return answer_round(*arguments, **named)
+
+    monkeypatch.setattr("federated.node.answer_round", stopped_meanwhile)
+    node.mirror = coop.mirror
+    with pytest.raises(NodeStoppedError):
+        node.answer(run.input())
+    node.pause(stopped=False)
 
 
 def test_a_hub_that_does_not_answer_starts_nothing(coop, run):

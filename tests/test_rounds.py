@@ -1,7 +1,10 @@
 """Orders, requests, checkpoints: what a training run is, and that a crash loses none of it."""
 
+import threading
+
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from training_world import NOW, TrainingWorld, study_of
 
 from coop import studies
@@ -14,6 +17,7 @@ from coop.studies import StudyState
 from federated import models
 from federated.orders import make_order
 from federated.run_tables import RunState, histograms_bytes
+from federated.server import Trainer
 
 ZERO = "0" * 64
 
@@ -216,6 +220,31 @@ def test_a_cancelled_run_keeps_no_late_round(world: TrainingWorld):
         assert studies.get(connection, "heart").state is StudyState.READY
 
 
+def test_a_cancellation_is_never_overwritten_by_the_trainers_next_look(world, monkeypatch):
+    world.ready("east")
+    digest = document_digest(world.rounds.create("heart"))
+    acknowledged = threading.Event()
+
+    def cancel() -> None:
+        world.rounds.cancel(digest)
+        acknowledged.set()
+
+    person = threading.Thread(target=cancel)
+    looked = studies.by_digest
+
+    def slowly(connection, study_sha256):
+        row = looked(connection, study_sha256)
+        if not person.ident:  # the trainer has read the run: now someone cancels it
+            person.start()
+            acknowledged.wait(0.3)
+        return row
+
+    monkeypatch.setattr(studies, "by_digest", slowly)
+    world.rounds.next_round(digest)
+    person.join()
+    assert run(world, digest).state is RunState.CANCELLED
+
+
 def test_the_same_round_is_committed_once(world: TrainingWorld):
     world.ready("east")
     digest = document_digest(world.rounds.create("heart"))
@@ -249,6 +278,23 @@ def test_an_order_whose_roster_changed_is_not_resumed(world: TrainingWorld):
     second = world.rounds.create("heart")
     assert second != first
     assert len(second["credentialSubject"]["roster"]) == 2
+
+
+def test_no_second_fault_ends_the_trainers_thread(world: TrainingWorld, monkeypatch):
+    world.ready("east")
+    digest = document_digest(world.rounds.create("heart"))
+    trainer = Trainer(world.rounds, link=None, on_finished=print)
+    trainer._current = digest
+
+    def away(*_arguments) -> None:
+        raise sa.exc.OperationalError("", {}, Exception())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.rounds, "fail", away)
+        trainer._give_up(TypeError("a bug, and then the database is away"))
+    trainer._current = digest
+    trainer._give_up(TypeError("the bug again"))
+    assert run(world, digest).state is RunState.FAILED
 
 
 def test_runs_under_way_come_before_queued_ones(world: TrainingWorld):

@@ -1,5 +1,7 @@
 """The patient's list of uses: what left and used her record, and nothing after she withdrew."""
 
+import time
+
 import pytest
 from coop_world import HOSPITAL, now, world
 from coop_world import digest as digest_of
@@ -59,6 +61,19 @@ def test_every_document_that_left_and_used_her_record_is_on_her_list(coop):
     assert found.excluded_from is None
     other = next(p for p in coop.patients if coop.site.is_evaluation(p.pid, 40))
     assert digest_of(tested) in {use.document_sha256 for use in uses(coop, other.pid).uses}
+
+
+def test_a_receipt_for_a_request_signed_anew_replaces_no_earlier_one_on_her_list(coop):
+    patient, run = in_training(coop), coop.ready("uses-anew")
+    asked = [run.input(1)]
+    while len(asked) < 3 and len({digest_of(a.request) for a in asked}) == len(asked):
+        time.sleep(1.1)  # the signature's second is in the document
+        asked.append(run.input(1))
+    left = [answer_round(coop.site, coop.mirror, each).receipt for each in asked]
+    assert [answer_round(coop.site, coop.mirror, each).receipt for each in asked] == left
+    listed = [u.document_sha256 for u in uses(coop, patient.pid).uses if u.study_id == "uses-anew"]
+    assert sorted(listed) == sorted(digest_of(receipt) for receipt in left)
+    assert len(listed) == 3
 
 
 def test_her_salt_opens_her_leaf_of_the_published_commitment(coop):

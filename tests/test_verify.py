@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from budget import budget
+from hypothesis import given
+from hypothesis import strategies as st
 from small_round import Round
 from small_world import (
     DIDS,
@@ -32,6 +34,7 @@ from typer.testing import CliRunner
 from coop.canonical import document_digest, jcs, parse_object, sha256
 from coop.cli.verify import app
 from coop.db import Database, metadata
+from coop.documents.study import Budget
 from coop.errors import CoopError
 from coop.journal import note
 from coop.journal.merkle import JournalProofError
@@ -56,6 +59,8 @@ from coop.verify import (
     verify_receipt,
     verify_round,
 )
+from coop.verify.rounds import keeps_budget
+from federated.accounting import plan
 
 KIND = "consent-receipt"
 
@@ -440,6 +445,8 @@ def test_a_request_that_was_not_logged_still_chains(world: World):
         ("order", {"rounds": 4}),
         ("order", {"clip_micro": 2_000_000}),
         ("order", {"delta_pico": 2}),
+        ("order", {"training_sigma_micro": 8_000_000}),
+        ("order", {"evaluation_sigma_micro": 5_000_000}),
         ("order", {"fab_sha256": "3" * 64}),
         ("order", {"quorum": 3}),
         ("order", {"not_before": NOW + 1}),
@@ -452,7 +459,7 @@ def test_a_request_that_was_not_logged_still_chains(world: World):
         ("round-receipt", {"request_sha256": "3" * 64}),
         ("round-receipt", {"round": 2}),
         ("round-receipt", {"phase": "evaluate"}),
-        ("round-receipt", {"sigma_micro": 4_999_999}),
+        ("round-receipt", {"sigma_micro": 14_999_999}),
         ("round-receipt", {"clip_micro": 2_000_000}),
         ("round-record", {"order_sha256": "3" * 64}),
         ("round-record", {"request_sha256": "3" * 64}),
@@ -637,3 +644,19 @@ def test_the_installed_command_exits_as_it_promises(tmp_path: Path, bundle):
     assert coop(bundle) == 0
     assert coop({**bundle, "salt": "0" * 64}) == 1
     assert coop([]) == 1
+
+
+@given(st.integers(50_000, 3_000_000), st.integers(1000, 10_000_000), st.integers(1, 1000))
+def test_the_noise_a_hospital_plans_is_the_noise_that_verifies(epsilon, delta, rounds):
+    budget = Budget(
+        epsilon_micro=epsilon,
+        delta_pico=delta,
+        training_percent=80,
+        evaluation_percent=20,
+        reserve_percent=0,
+        cohort_rho_nano=0,
+    )
+    planned = plan(budget, rounds)
+    sigmas = planned.training_sigma_micro, planned.evaluation_sigma_micro
+    assert keeps_budget(budget, rounds, *sigmas)
+    assert not keeps_budget(budget, rounds, *(sigma * 9 // 10 for sigma in sigmas))

@@ -239,8 +239,12 @@ def restore(
 ) -> None:
     """Put a backup into an empty folder. Budget spent after the backup is unknown: approve anew."""
     from coop.backup import restore_folder
+    from federated.approval import distrust_budgets
 
     report = restore_folder(source, state)
+    site = _open(state)
+    report["approvals_ended"] = distrust_budgets(site, now=int(time.time()))
+    site.close()
     show(report, as_json, f"{report['files']} files in {state}")
 
 

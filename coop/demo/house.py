@@ -290,11 +290,20 @@ def _provider() -> Provider:
 def _serve(provider: Provider) -> None:
     port = int(provider.issuer.split(":")[2].split("/")[0])
     config = uvicorn.Config(
-        provider.application(), host="127.0.0.1", port=port, log_level="warning", access_log=False
+        provider.application(),
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        lifespan="off",
     )
     server = uvicorn.Server(config)
-    threading.Thread(target=server.run, name="identity", daemon=True).start()
+    thread = threading.Thread(target=server.run, name="identity", daemon=True)
+    thread.start()
     while not server.started:
+        if not thread.is_alive():
+            raise UnavailableError("the demo's sign-in provider did not start")
         time.sleep(0.02)
 
 

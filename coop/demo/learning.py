@@ -24,17 +24,7 @@ def study(house: House, facts: dict[str, Any]) -> None:
     """The study file becomes a signed document; each hospital's staff approves it at its node."""
     from coop.studyfile import load_study
 
-    key = SigningKey.generate()
-    key.save(house.folder / "keys/mei.key")
-    with house.signed_in("mei") as session:
-        api_key = session.post("/v1/api-keys", {"label": "demo"})["key"]
-        account = session.get("/v1/whoami")["subject"]
-    house.researcher = Client(house.hub_url, house.ca_file, token=api_key)
-    with house.signed_in("kim") as staff:
-        staff.post(
-            "/v1/ledger/issue",
-            {"account_id": int(account), "amount_nano": from_text("100"), "key": "demo-credits"},
-        )
+    researcher(house)
     fields = load_study(study_file())
     digest = propose(house, fields)
     house.narrator.say(f"{fields['study_id']} v{fields['version']}: {fields['title']}")
@@ -47,6 +37,21 @@ def study(house: House, facts: dict[str, Any]) -> None:
     }
     house.save("receipts/study.json", house.receipt(digest))
     house.check_file("receipt", "study.json")
+
+
+def researcher(house: House) -> None:
+    """Mei gets a signing key, an API key and, from the cooperative's staff, credits."""
+    key = SigningKey.generate()
+    key.save(house.folder / "keys/mei.key")
+    with house.signed_in("mei") as session:
+        api_key = session.post("/v1/api-keys", {"label": "demo"})["key"]
+        account = session.get("/v1/whoami")["subject"]
+    house.researcher = Client(house.hub_url, house.ca_file, token=api_key)
+    with house.signed_in("kim") as staff:
+        staff.post(
+            "/v1/ledger/issue",
+            {"account_id": int(account), "amount_nano": from_text("100"), "key": "demo-credits"},
+        )
 
 
 def study_file() -> Path:

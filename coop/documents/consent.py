@@ -86,6 +86,7 @@ class UseStatement(Subject):
     """A hospital's signed list of what used one patient's record."""
 
     kind: ClassVar[str] = "use-statement"
+    bytes_max: ClassVar[int] = 1_048_576  # the hub's limit of a body: 4000 uses
 
     site: str = Name
     pid: str = Pid

@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from coop.canonical import Json, document_digest
+from coop.canonical import DOCUMENT_BYTES_MAX, Json, jcs, sha256
 from coop.errors import InvalidInputError, Kind
 from coop.keys import SigningKey, iso, sign_document, verify_document
 
@@ -33,6 +33,8 @@ class Subject(BaseModel):
 
     kind: ClassVar[str]
     """`approval`: with the version it makes the domain `urn:coop:approval:v1`."""
+    bytes_max: ClassVar[int] = DOCUMENT_BYTES_MAX
+    """Longest signed document of this kind: what is accepted can be read back by every reader."""
 
 
 S = TypeVar("S", bound=Subject)
@@ -89,9 +91,9 @@ def open_document(
 ) -> Opened[S]:
     """Verify and read `document`.
 
-    Steps: (1) its members and domain are those of `kind`; (2) its proof verifies; (3) the signer is
-    one of `issuers`; (4) its subject parses. `issuers=None` skips (3): then **the caller** must
-    decide from `Opened.issuer`.
+    Steps: (1) its members and domain are those of `kind`, and it is no longer than such a document
+    may be; (2) its proof verifies; (3) the signer is one of `issuers`; (4) its subject parses.
+    `issuers=None` skips (3): then **the caller** must decide from `Opened.issuer`.
 
     Raises:
         WrongDocumentError: (1), (3) or (4) fails.
@@ -103,6 +105,9 @@ def open_document(
         raise WrongDocumentError(f"document: not a {kind.kind} document")
     if document["type"] != ["VerifiableCredential", _type(kind)]:
         raise WrongDocumentError(f"document: its type is not {_type(kind)}")
+    body = jcs(dict(document))
+    if len(body) > kind.bytes_max:
+        raise WrongDocumentError(f"{kind.kind}: longer than {kind.bytes_max} bytes")
     # (2)
     issuer = verify_document(document)
     # (3)
@@ -120,7 +125,7 @@ def open_document(
         subject=subject,
         issuer=issuer,
         at=_seconds(str(document["validFrom"])),
-        digest=document_digest(document),
+        digest=sha256(body).hex(),
         id=str(document["id"]),
         document=dict(document),
     )

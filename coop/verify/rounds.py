@@ -4,17 +4,19 @@ Every document names its predecessor by SHA-256, is signed by whom it must be, a
 after its predecessor.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from coop.canonical import Json
 from coop.documents.envelope import Opened
-from coop.documents.study import Approval, Study
+from coop.documents.study import MICRO, PICO, Approval, Budget, Study
 from coop.documents.training import Order, RoundReceipt, RoundRecord, RoundRequest
 from coop.journal.trust import Trust
 from coop.verify.bundles import Report, VerificationError, Work, list_of, object_of, open_as
 
+_ROUNDING: Final = 1e-6  # of two ways to compute one curve in floating point
 _MEMBERS: Final = {"v", "order", "study", "approvals", "request", "receipts", "record"}
 
 
@@ -35,7 +37,8 @@ def verify_round(chain: Mapping[str, Json], trust: Trust) -> Report:
       (1) every document is logged, signed by whoever may say this, and stands after its
           predecessors;
       (2) each approval is one hospital's, of exactly this study, and its cap covers the plan;
-      (3) the order is of this study, names exactly these approvals and repeats the plan;
+      (3) the order is of this study, names exactly these approvals, repeats the plan and draws
+          noise enough for the study's epsilon and delta;
       (4) the request is of this order, within its rounds and its time;
       (5) each receipt is a rostered hospital's answer to this request with the order's noise;
       (6) the record accepts exactly these receipts, at least a quorum of them.
@@ -53,7 +56,8 @@ def verify_round(chain: Mapping[str, Json], trust: Trust) -> Report:
     work.step("approvals: of exactly this study, and their caps cover its plan")
     # (3)
     _check_order(read)
-    work.step("order: names exactly these approvals and repeats the study's plan")
+    _check_noise(read)
+    work.step("order: names these approvals only, repeats the study's plan, keeps its epsilon")
     # (4)
     _check_request(read)
     work.step(f"request: round {read.request.subject.round} of this order, in its time")
@@ -137,6 +141,33 @@ def _check_order(read: _Chain) -> None:
     software = {(one.subject.software, one.subject.fab_sha256) for one in read.approvals}
     if software != {(order.software, order.fab_sha256)}:
         raise VerificationError("order: runs other software than the hospitals approved")
+
+
+def _check_noise(read: _Chain) -> None:
+    """All rounds and the evaluation together must stay within the study's epsilon and delta.
+
+    The exact curve of composed Gaussian releases (Balle & Wang 2018, theorem 8), as the hospitals
+    compute it in `federated.accounting`; here without anything but the standard library.
+    """
+    order, budget = read.order.subject, read.study.subject.budget
+    sigmas = order.training_sigma_micro, order.evaluation_sigma_micro
+    if not keeps_budget(budget, order.rounds, *sigmas):
+        raise VerificationError("order: less noise than the study's epsilon and delta ask for")
+
+
+def keeps_budget(budget: Budget, rounds: int, training_micro: int, evaluation_micro: int) -> bool:
+    """Whether so many rounds and an evaluation with these sigmas stay within (epsilon, delta)."""
+    squared = rounds * (MICRO / training_micro) ** 2
+    if budget.evaluation_percent:
+        squared += (MICRO / evaluation_micro) ** 2
+    epsilon, mu = budget.epsilon_micro / MICRO, math.sqrt(squared)
+    delta = _tail(epsilon / mu - mu / 2) - math.exp(epsilon) * _tail(epsilon / mu + mu / 2)
+    return delta <= budget.delta_pico / PICO * (1 + _ROUNDING)
+
+
+def _tail(x: float) -> float:
+    """The probability that a standard normal number is above `x`."""
+    return math.erfc(x / math.sqrt(2)) / 2
 
 
 def _check_request(read: _Chain) -> None:

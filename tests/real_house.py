@@ -1,0 +1,130 @@
+"""A whole cooperative of real processes for fault tests: hub, SuperLink, four nodes, few patients.
+
+Where the other promises of the issue's list of faults are held, with the real parts:
+
+| promise | test |
+|---|---|
+| a hub with full access adds or forges a grant or an enrolment: no row trains | test_mirror.py |
+| a forged, foreign, expired or altered order, other noise, unknown purpose | test_round.py |
+| withdrawal between start and release: discarded, the debit stays | test_round.py |
+| stale lease, altered policy, wrong key | test_mirror.py, test_round.py, test_chain.py |
+| replayed, NaN, oversized or wrongly signed update | test_gate.py |
+| foreign app bundle: refused, nothing of it runs | test_executor.py |
+| SuperLink killed: restarted, the run resumes | test_flower_run.py |
+| malformed row quarantined with line and reason | test_importers.py |
+| a receipt signed anew with a fresh key | test_verify.py, test_demo.py |
+| a demo folder without its marker | test_demo_stage.py |
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from coop.db import Database
+from coop.demo import learning, patients
+from coop.demo.house import House, open_house
+from coop.demo.narrator import Narrator
+from coop.demo.stage import prepare
+from coop.studyfile import load_study
+from federated.budget import debit
+from federated.site import Site
+
+RECORDS = 45
+"""Patients who enrol at each hospital: enough to train, few enough to be quick."""
+
+
+@dataclass
+class Faulty:
+    """A running house whose parts a test may kill and start again."""
+
+    house: House
+    versions: int = 0
+    facts: dict = field(default_factory=dict)
+
+    def train(self, rounds: int) -> str:
+        """Propose, approve and order a new study version; the order's digest."""
+        self.versions += 1
+        fields = load_study(learning.study_file())
+        fields["version"] = self.versions
+        fields["recipe"] = {**fields["recipe"], "rounds": rounds, "average_last": 2}
+        learning.propose(self.house, fields)
+        learning.approve_everywhere(self.house, fields)
+        body = {"study_id": fields["study_id"], "version": self.versions}
+        return self.house.researcher_client.post("/v1/rounds", body)["run"]["order_sha256"]
+
+    def run(self, order: str) -> dict:
+        with self.house.public() as client:
+            return client.get(f"/v1/rounds/{order}")
+
+    def await_round(self, order: str, number: int) -> None:
+        wait_for(lambda: self.run(order)["round"] >= number, 90)
+
+    def finish(self, order: str, seconds: float = 150) -> dict:
+        wait_for(lambda: self.run(order)["state"] in {"finished", "failed"}, seconds)
+        return self.run(order)
+
+    def kill_hub(self) -> None:
+        hub = self.house.hub
+        assert hub is not None
+        os.kill(hub.process.pid, signal.SIGKILL)
+        hub.process.wait()
+        self.house.stage.children.remove(hub)
+
+    def kill_node(self, name: str) -> None:
+        """The whole hospital loses power: node and SuperNode at once."""
+        child = self.house.hospitals[name].child
+        assert child is not None
+        os.killpg(child.process.pid, signal.SIGKILL)
+        child.process.wait()
+        self.house.stage.children.remove(child)
+
+    def start_node(self, name: str) -> None:
+        hospital = self.house.hospitals[name]
+        self.house.start_node(hospital)
+        self.house.await_node(hospital)
+
+    def site(self, name: str) -> Site:
+        return Site.open(self.house.folder / name)
+
+    def hub_database(self) -> Database:
+        return Database(f"sqlite:///{self.house.folder / 'hub/coop.sqlite'}")
+
+    def debits(self, name: str, order: str) -> list[int]:
+        """The rounds debited under an order, one entry per debit."""
+        site = self.site(name)
+        with site.database.reading() as connection:
+            query = sa.select(debit.c.round).where(debit.c.order_sha256 == order)
+            found = sorted(connection.execute(query).scalars())
+        site.close()
+        return found
+
+
+def accepted(run: dict) -> list[set[str]]:
+    """The hospitals whose answers each finished round took."""
+    return [
+        {entry["site"] for entry in record["credentialSubject"]["accepted"]}
+        for record in run["records"]
+    ]
+
+
+def wait_for(ready: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+
+
+def open_faulty(folder: Path) -> Faulty:
+    """Start everything, enrol some patients at each hospital."""
+    house = open_house(prepare(folder), Narrator(quiet_stdout=True))
+    for hospital in house.hospitals.values():
+        hospital.records = hospital.records[:RECORDS]
+    faulty = Faulty(house)
+    patients.enrol(house, faulty.facts)
+    learning.researcher(house)
+    return faulty

@@ -1,0 +1,140 @@
+"""Real processes, killed in the middle: nothing is lost, nothing is charged twice, it goes on."""
+
+import secrets
+import time
+from collections.abc import Iterator
+
+import orjson
+import pytest
+import sqlalchemy as sa
+from budget import budget
+from real_house import Faulty, accepted, open_faulty
+
+from coop.client import Client, RemoteError
+from coop.demo.identity import Persona
+from coop.documents.study import Study
+from coop.features import columns
+from coop.journal.store import signed_document
+from federated.answers import answer as answer_table
+from federated.models import from_safetensors, initial, to_safetensors
+from federated.run_tables import round_checkpoint
+from federated.step import apply_round
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
+QUORUM = 3
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    opened = open_faulty(tmp_path_factory.mktemp("faults") / "house")
+    try:
+        yield opened
+    finally:
+        opened.house.stage.close()
+
+
+def test_a_hospital_killed_in_a_round_is_done_without_and_rejoins(faulty: Faulty):
+    order = faulty.train(rounds=8)
+    faulty.await_round(order, 2)
+    faulty.kill_node("zurich")
+    run = faulty.finish(order)
+    assert run["state"] == "finished"
+    took = accepted(run)
+    assert took[0] == {"budapest", "cleveland", "longbeach", "zurich"}
+    assert all(len(sites) >= QUORUM for sites in took)
+    assert "zurich" not in took[-1]
+    faulty.start_node("zurich")
+    again = faulty.train(rounds=2)
+    after = faulty.finish(again)
+    assert after["state"] == "finished"
+    assert "zurich" in accepted(after)[-1]
+    charged = faulty.debits("zurich", order)
+    assert len(charged) == len(set(charged))
+    assert faulty.debits("zurich", again) == [1, 2, 3]
+
+
+def test_a_hub_killed_in_a_round_resumes_and_nothing_is_debited_twice(faulty: Faulty):
+    order = faulty.train(rounds=6)
+    for kill in range(budget(1, 4)):
+        faulty.await_round(order, kill + 1)
+        # Anywhere in the next round: asked, answered, summed or recorded.
+        time.sleep(secrets.randbelow(1000) / 1000)
+        faulty.kill_hub()
+        faulty.house.start_hub()
+    run = faulty.finish(order)
+    assert run["state"] == "finished"
+    assert len(run["records"]) == 7
+    for name in faulty.house.hospitals:
+        assert faulty.debits(name, order) == list(range(1, 8))
+    _model_is_the_sum_of_what_the_hospitals_stored(faulty, order, run)
+
+
+def _model_is_the_sum_of_what_the_hospitals_stored(faulty: Faulty, order: str, run: dict) -> None:
+    """Every checkpoint recomputed from the nodes' own stored answers, bit for bit."""
+    database = faulty.hub_database()
+    with database.reading() as connection:
+        states = connection.execute(
+            sa.select(round_checkpoint.c.state)
+            .where(round_checkpoint.c.order_sha256 == order, round_checkpoint.c.phase == "train")
+            .order_by(round_checkpoint.c.round)
+        ).scalars()
+        kept = [bytes(state) for state in states]
+        query = sa.select(signed_document.c.body).where(
+            signed_document.c.digest == run["order"]["credentialSubject"]["study_sha256"]
+        )
+        document = connection.execute(query).scalar_one()
+    database.close()
+    study = Study.model_validate(orjson.loads(document)["credentialSubject"])
+    size = len(columns(study.schema_))
+    weights = initial(size)
+    sites = {name: faulty.site(name) for name in faulty.house.hospitals}
+    for number, (state, took) in enumerate(zip(kept, accepted(run)[:-1], strict=True), start=1):
+        updates = {}
+        for name in took:
+            with sites[name].database.reading() as connection:
+                body = connection.execute(
+                    sa.select(answer_table.c.body).where(
+                        answer_table.c.key.like(f"{order}:train:{number}:%"),
+                        answer_table.c.state == "stored",
+                    )
+                ).scalar_one()
+            updates[name] = from_safetensors(bytes(body), size)
+        weights = apply_round(weights, updates, study.recipe)
+        assert to_safetensors(weights) == state, f"round {number}"
+    for site in sites.values():
+        site.close()
+
+
+def test_a_node_that_restarts_while_the_hub_is_down_comes_back_by_itself(faulty: Faulty):
+    faulty.kill_hub()
+    faulty.kill_node("budapest")
+    faulty.start_node("budapest")
+    faulty.house.start_hub()
+    run = faulty.finish(faulty.train(rounds=2))
+    assert run["state"] == "finished"
+    assert "budapest" in accepted(run)[-1]
+
+
+def test_without_credits_the_answer_is_402_and_says_what_is_missing(faulty: Faulty):
+    run = faulty.finish(faulty.train(rounds=2))
+    with faulty.house.public() as client:
+        models = client.get("/v1/models")["models"]
+        model = next(m for m in models if m["order_sha256"] == run["order_sha256"])
+        purpose = client.get(f"/v1/models/{model['model_id']}")["purpose"]
+    provider = faulty.house.provider
+    provider.personas["nia"] = Persona(
+        name="nia", subject=secrets.token_hex(8), passphrase="x", roles=("researcher",)
+    )
+    with faulty.house.signed_in("nia") as session:
+        key = session.post("/v1/api-keys", {"label": "no credits"})["key"]
+    body = {"inputs": [{"name": "age_years", "datatype": "FP64", "shape": [1], "data": [50.0]}]}
+    headers = {"Coop-Study": model["study_id"], "Coop-Purpose": purpose}
+    path = f"/v2/models/{model['model_id']}/infer"
+    with (
+        Client(faulty.house.hub_url, faulty.house.ca_file, token=key) as poor,
+        pytest.raises(RemoteError) as refusal,
+    ):
+        poor.respond("POST", path, body, headers)
+    assert refusal.value.status == 402
+    assert refusal.value.code == "ledger.insufficient-credits"
+    assert refusal.value.problem["missing_nano"] == 50_000_000

@@ -209,14 +209,14 @@ def _check_query(query: CohortQuery, study: Study, weights: Weights | None) -> W
             raise BadQueryError(f"where.{condition.field}: the study offers no such condition")
         if (condition.number is None) == number or (condition.text is None) != number:
             raise BadQueryError(f"where.{condition.field}: needs a number or a text, not the other")
+    if query.rho_nano < study.budget.cohort_question_min_nano:
+        raise BadQueryError("rho_nano: less than a thousandth of the study's cohort line")
     if query.release == "count":
         if query.model_id is not None:
             raise BadQueryError("model_id: a count needs no model")
         return None
     if query.model_id is None or weights is None:
         raise BadQueryError("model_id: a mean risk needs a released model")
-    if query.rho_nano < 2:  # noqa: PLR2004  (two numbers are released)
-        raise BadQueryError("rho_nano: too small for two numbers")
     return check(weights, len(columns(study.schema_)))
 
 

@@ -40,7 +40,7 @@ from federated.site import Site, get_state, put_state
 from federated.uses import statement
 
 _POLL_S: Final = 20  # how long the hub may hold a long poll; below its limit of 25
-_BACKOFF_MAX_S: Final = 15.0
+_BACKOFF_MAX_S: Final = 5.0  # a hub that is back is noticed so soon
 DESK_BATCH: Final = 500  # enrolments in one request: half of what the hub takes as a body
 _WITNESS_PAUSE_S: Final = 1.0  # at most one cosignature a second: a busy log is cosigned in batches
 TOKEN_FILE: Final = "staff.token"  # noqa: S105  (the name of the file)
@@ -243,6 +243,8 @@ class Node:
 
     def _supernode_once(self) -> None:
         """Start the SuperNode and wait for its end; `_forever` starts it again."""
+        # Without a hub it would end at once, and each start costs seconds of CPU.
+        self.client.get("/healthz")
         command = supernode.command(
             superlink=self.site.hub_url.removeprefix("https://").rstrip("/"),
             root_certificates=self.site.ca_file or Path("/etc/ssl/certs/ca-certificates.crt"),

@@ -12,7 +12,6 @@ from typing import Final
 from coop.documents.serving import CohortAnswer, CohortQuery
 from coop.documents.study import MICRO, CohortGrammar, Study
 from coop.errors import CoopError, InvalidInputError, Kind
-from inference_gateway.pricing import RISK_RELEASES
 
 MODEL_ID: Final = r"^[a-z][a-z0-9_-]{0,99}$"
 _USE: Final = "infer-aggregate"
@@ -84,8 +83,11 @@ def check(query: CohortQuery, study: Study) -> None:
         raise QueryNotAllowedError("query.model_id: belongs to count-and-mean-risk, and only there")
     if query.model_id is not None and not re.fullmatch(MODEL_ID, query.model_id):
         raise QueryNotAllowedError("query.model_id: is no model's id")
-    if query.model_id is not None and query.rho_nano < RISK_RELEASES:
-        raise QueryNotAllowedError("query.rho_nano: too small for two numbers")
+    if query.rho_nano < study.budget.cohort_question_min_nano:
+        raise QueryNotAllowedError(
+            "query.rho_nano: less than a thousandth of the study's cohort line; "
+            f"give at least {study.budget.cohort_question_min_nano}"
+        )
     if query.rho_nano > study.budget.cohort_rho_nano:
         raise BeyondBudgetError("query.rho_nano: more than the study's whole cohort line")
 

@@ -30,7 +30,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     try:
         yield opened
     finally:
-        opened.house.stage.close()
+        opened.house.close()
 
 
 def test_a_hospital_killed_in_a_round_is_done_without_and_rejoins(faulty: Faulty):
@@ -94,7 +94,7 @@ def _model_is_the_sum_of_what_the_hospitals_stored(faulty: Faulty, order: str, r
             with sites[name].database.reading() as connection:
                 body = connection.execute(
                     sa.select(answer_table.c.body).where(
-                        answer_table.c.key.like(f"{order}:train:{number}:%"),
+                        answer_table.c.key.like(f"round:{order}:train:{number}:%"),
                         answer_table.c.state == "stored",
                     )
                 ).scalar_one()
@@ -110,8 +110,12 @@ def test_a_node_that_restarts_while_the_hub_is_down_comes_back_by_itself(faulty:
     faulty.kill_node("budapest")
     faulty.start_node("budapest")
     faulty.house.start_hub()
-    run = faulty.finish(faulty.train(rounds=2))
-    assert run["state"] == "finished"
+    # It may miss the first run, which goes on with the quorum, while its SuperNode reconnects.
+    for _ in range(3):
+        run = faulty.finish(faulty.train(rounds=2))
+        assert run["state"] == "finished"
+        if "budapest" in accepted(run)[-1]:
+            break
     assert "budapest" in accepted(run)[-1]
 
 

@@ -124,9 +124,12 @@ class House:
 
     def receipt(self, digest: str, *, mine: bool = False) -> dict[str, Any]:
         """The receipt bundle of a signed document; `mine` for what only Mei may see."""
-        client = self.researcher_client if mine else self.public()
-        found: dict[str, Any] = client.get(f"/v1/receipts/{digest}")
-        return found
+        if mine:
+            found: dict[str, Any] = self.researcher_client.get(f"/v1/receipts/{digest}")
+            return found
+        with self.public() as client:
+            public: dict[str, Any] = client.get(f"/v1/receipts/{digest}")
+        return public
 
     def coop(self, *arguments: str) -> dict[str, Any]:
         """Run one of our own commands as its user would, with `--json`; its answer."""
@@ -160,16 +163,27 @@ class House:
         trust = shown(self.trust_file)
         self.narrator.check(f"{program()} verify {kind} {shown(path)} --trust {trust}")
 
+    def close(self) -> None:
+        """Stop every process and give back the connections."""
+        for client in (self.researcher, *(one.local for one in self.hospitals.values())):
+            if client is not None:
+                client.close()
+        self.stage.close()
+
     # --- starting ---------------------------------------------------------------------------------
 
     def start_hub(self) -> None:
         """Start (or start again) the hub and wait until it is ready."""
         self.hub = self.stage.start("hub", [*_COOP, "hub", "run"], self.environment())
-        self._wait(lambda: self.public().get("/readyz"), "the hub")
+        with self.public() as client:
+            self._wait(lambda: client.get("/readyz"), "the hub")
 
     def start_node(self, hospital: Hospital) -> None:
         """Start (or start again) one hospital's node; returns at once."""
         (hospital.folder / "local.url").unlink(missing_ok=True)
+        if hospital.local is not None:
+            hospital.local.close()
+            hospital.local = None
         command = [*_COOP, "hospital", "run", "--state", str(hospital.folder), "--port", "0"]
         hospital.child = self.stage.start(hospital.name, command, self.environment())
 

@@ -172,9 +172,9 @@ def evaluation(house: House, facts: dict[str, Any]) -> None:
         "references": references["references"],
         "simulated_auc": references["metrics"]["auc_pooled"],
     }
-    house.save(
-        "receipts/passport.json", house.public().get(f"/v1/models/{model['model_id']}/bundle")
-    )
+    with house.public() as client:
+        bundle = client.get(f"/v1/models/{model['model_id']}/bundle")
+    house.save("receipts/passport.json", bundle)
     house.check_file("passport", "passport.json")
 
 

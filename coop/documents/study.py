@@ -98,6 +98,14 @@ class Budget(Part):
     cohort_rho_nano: int = Field(ge=0)
     """A line of its own for cohort questions, on top of the study's epsilon; in zCDP rho."""
 
+    @property
+    def cohort_question_min_nano(self) -> int:
+        """The least one cohort question may spend: a line pays at most a thousand questions.
+
+        Below it the answers are all noise, and each would add a line to every patient's list.
+        """
+        return max(2, -(-self.cohort_rho_nano // 1000))
+
 
 class Evaluation(Part):
     """How the model is evaluated on patients who did not train it."""

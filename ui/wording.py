@@ -75,7 +75,7 @@ RECEIPT: Final = "Download the receipt"
 DECIDE_NOW: Final = "Decide now"
 NO_CREDITS: Final = "What you collect will stand here."
 ASK_RECEIPT: Final = "This is the number of the signed receipt; the log holds its fingerprint."
-ASK_COST: Final = "Each question costs credits and some of the study's privacy budget."
+ASK_COST: Final = "Each question costs credits. It asks the released model and reads no record."
 SYNTHETIC_ONLY: Final = "Type a made-up person. Never enter anything about a real patient here."
 CONSOLE_EXACT: Final = (
     "Exact figures, for this house only. Nothing on this page leaves the building."

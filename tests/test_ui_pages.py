@@ -80,6 +80,17 @@ def test_a_researcher_sees_that_no_model_is_released(home: House, page: str):
     assert "No model" in show(home, "researcher", page, "mei").info[0].value
 
 
+def test_a_researcher_makes_an_api_key_that_is_shown_once_and_revokes_it(home: House):
+    app = show(home, "researcher", "keys", "mei")
+    app.text_input[0].set_value("my notebook").run()
+    app.button[0].click().run()
+    assert app.code[0].value.startswith("coop_sk_")
+    app.run()
+    assert not app.code
+    app.button[-1].click().run()
+    assert "Revoked." in [text.value for text in app.text]
+
+
 def test_the_public_sees_figures_and_the_signed_log(home: House):
     app = show(home, "public", "home")
     assert app.metric[0].value == "1"

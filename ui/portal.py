@@ -34,6 +34,7 @@ def _pages() -> list[st.Page]:
         pages += [
             st.Page(researcher.models, title=wording.MODELS, url_path="models", default=first),
             st.Page(researcher.ask, title=wording.ASK, url_path="ask"),
+            st.Page(researcher.keys, title=wording.API_KEYS, url_path="keys"),
         ]
     if not pages:
         home = st.Page(public.home, title=wording.PUBLIC, default=True)

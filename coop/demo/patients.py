@@ -26,7 +26,7 @@ def hospitals(house: House) -> dict[str, Any]:
 
 def enrol(house: House, facts: dict[str, Any]) -> None:
     """Codes at the desks, keys on the patients' side, signatures under a stated policy."""
-    from consent.policy import preset, summary
+    from consent.policy import preset
 
     everyone: list[tuple[Person, str]] = []
     codes_left: dict[str, list[str]] = {}
@@ -76,11 +76,16 @@ def enrol(house: House, facts: dict[str, Any]) -> None:
     facts["codes_left"] = codes_left
     said = ", ".join(f"{count} {name}" for name, count in sorted(choices.items()))
     house.narrator.say(f"{len(everyone)} patients enrolled and signed (custody: demo): {said}")
-    house.narrator.say(
-        f"Ada allows: {'; '.join(value for _, value in summary(preset(ada.preset)))}"
-    )
+    allowed = "; ".join(f"{label[0].lower()}{label[1:]} {value}" for label, value in _words(ada))
+    house.narrator.say(f"Ada signed: {allowed}")
     house.save("receipts/consent.json", receipts[0]["receipt"])
     house.check_file("consent", "consent.json")
+
+
+def _words(person: Person) -> list[list[str]]:
+    from consent.policy import preset, summary
+
+    return summary(preset(person.preset))
 
 
 def _redeem(house: House, everyone: list[tuple[Person, str]]) -> dict[str, str]:

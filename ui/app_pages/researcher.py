@@ -96,3 +96,35 @@ def _field(feature: dict[str, Any]) -> Any:  # noqa: ANN401  (what the widget ho
             return st.selectbox(label, feature["values"], index=None, key=f"ask-{name}")
         case _:
             return st.checkbox(label, key=f"ask-{name}")
+
+
+def keys() -> None:
+    """API keys for scripts and the command line: made here, shown once, revoked in one click."""
+    st.title(wording.API_KEYS)
+    st.write(wording.API_KEYS_TEXT)
+    label = st.text_input("What is it for?", max_chars=100)
+    try:
+        if st.button("Make an API key", type="primary") and label:
+            made = hub().post("/v1/api-keys", {"label": label})
+            st.success(wording.API_KEY_ONCE)
+            st.code(made["key"], language=None)
+        held = hub().get("/v1/api-keys")
+    except CoopError as error:
+        explain(error)
+        return
+    for key in held:
+        with st.container(border=True):
+            st.text(f"{key['label']} · until {viewmodels.day(key['expires'])}")
+            if key["revoked_at"]:
+                st.text("Revoked.")
+            elif st.button("Revoke", key=f"revoke-{key['id']}"):
+                _revoke(key["id"])
+
+
+def _revoke(key_id: str) -> None:
+    try:
+        hub().delete(f"/v1/api-keys/{key_id}")
+    except CoopError as error:
+        explain(error)
+        return
+    st.rerun()

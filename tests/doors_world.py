@@ -151,6 +151,7 @@ def world(folder: Path, database_url: str = "") -> Iterator[World]:
         _propose(here)
         yield here
         client.close()
+        app.state.database.close()
 
 
 def _people(here: World) -> None:

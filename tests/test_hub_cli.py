@@ -1,5 +1,6 @@
 """`coop hub`, `coop study` and `coop patient` as people type them, against a real running hub."""
 
+import base64
 import os
 import signal
 import sqlite3
@@ -20,6 +21,7 @@ from doors_world import STUDY_FILE, now, persona, provider
 
 from coop import members
 from coop.backup import BackupError, BackupTargetError, backup_folder, restore_folder
+from coop.canonical import sha256
 from coop.client import Client
 from coop.db import Database
 from coop.documents.consent import Enrolment, Use, UseStatement
@@ -31,7 +33,6 @@ from coop.keys import SigningKey
 from coop.settings import Settings
 
 COOP = Path(sys.executable).parent / "coop"
-PID = "b" * 26
 
 
 @dataclass
@@ -102,7 +103,7 @@ def running(settings: Mapping[str, str], folder: Path) -> Iterator[subprocess.Po
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(20)
+            assert process.wait(30) == 0, "a stop is no failure"
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -177,7 +178,7 @@ def hospital(town: Town) -> Iterator[None]:
                 for one in client.get("/v1/sites/cleveland/enrolments")["redemptions"]:
                     subject = Enrolment(
                         site="cleveland",
-                        pid=PID,
+                        pid=pid_of(one["code_id"]),
                         key=one["did"],
                         method="desk",
                         custody="self",
@@ -187,7 +188,7 @@ def hospital(town: Town) -> Iterator[None]:
                     client.post("/v1/sites/cleveland/enrolments", {"documents": documents})
                 job = client.post("/v1/sites/cleveland/jobs:claim", {"wait": 0})
                 if job is not None:
-                    statement = issue(_statement(), town.site, now())
+                    statement = issue(_statement(job["payload"]["pid"]), town.site, now())
                     path = f"/v1/sites/cleveland/jobs/{job['id']}/attempts/{job['attempt']}/result"
                     client.put(path, {"document": statement})
                 time.sleep(0.1)
@@ -201,7 +202,7 @@ def hospital(town: Town) -> Iterator[None]:
         thread.join(30)
 
 
-def _statement() -> UseStatement:
+def _statement(pid: str) -> UseStatement:
     use = Use(
         what="training round",
         study_id="heart",
@@ -211,7 +212,12 @@ def _statement() -> UseStatement:
         at=now(),
         round=3,
     )
-    return UseStatement(site="cleveland", pid=PID, uses=[use])
+    return UseStatement(site="cleveland", pid=pid, uses=[use])
+
+
+def pid_of(code_id: str) -> str:
+    """The stand-in's pseudonym of whoever got this code: every code is another record."""
+    return base64.b32encode(sha256(code_id.encode())).decode().lower()[:26]
 
 
 @pytest.mark.flow
@@ -221,7 +227,7 @@ def test_a_patient_enrols_decides_withdraws_and_sees_it_all_verified(town: Town)
     assert (code, "key file" in errors) == (1, True)
     with hospital(town):
         made = town.good("patient", "new", "--code", town.code, *key)
-        assert (made["state"], made["pid"]) == ("enrolled", PID)
+        assert (made["state"], made["pid"]) == ("enrolled", pid_of(town.code_id))
         assert (town.folder / "ada.key").stat().st_mode & 0o077 == 0
         again = town.good("patient", "new", "--code", town.code, *key)
         assert again["did"] == made["did"]
@@ -255,10 +261,9 @@ def test_without_a_trust_file_nothing_is_called_verified_and_with_a_wrong_one_no
     town: Town,
 ):
     other = town.folder / "other.key"
-    town.code_id, _, town.code = new_code("cleveland")
+    _, _, code = new_code("cleveland")
     with hospital(town):
-        # The hospital's stand-in gives every key the same record: a new key replaces the old one.
-        town.good("patient", "new", "--code", town.code, "--key", other)
+        town.good("patient", "new", "--code", code, "--key", other)
     key = ("--key", other)
     blind = town.coop("patient", "consent", "--preset", "refuse", *key, COOP_TRUST_FILE=None)
     unverified = blind[1] if blind[0] == 0 else None
@@ -320,6 +325,43 @@ def test_the_hub_answers_over_tls_only_to_who_pins_its_authority(town: Town):
         assert client.get("/healthz") == {"status": "ok"}
         shut = client._http.post("/v1/fleet/control/run")
         assert shut.status_code == 404
+
+
+@pytest.mark.flow
+def test_a_stopped_hub_answers_who_waits_ends_with_0_and_leaves_no_process(town: Town):
+    state, port = town.folder / "second", free_port()
+    settings = {
+        **town.environment,
+        "COOP_STATE": str(state),
+        "COOP_PORT": str(port),
+        "COOP_HUB_URL": f"https://127.0.0.1:{port}",
+        "COOP_CA_FILE": str(state / "tls" / "ca.crt"),
+    }
+    assert town.good("hub", "init", "--legal-mode", "strictest", **settings)
+    with running(settings, town.folder) as process:
+        key = SigningKey.generate()
+        database = Database(f"sqlite:///{state / 'coop.sqlite'}")
+        with database.unit_of_work() as connection:
+            token = members.create_invite(connection, "geneva", now=now())
+        database.close()
+        with Client(settings["COOP_HUB_URL"], state / "tls" / "ca.crt", key=key) as client:
+            client.post("/v1/members/join", members.join_request(token, "geneva", key, _ssh_key()))
+            answers: list[Any] = []
+            waiting = threading.Thread(
+                target=lambda: answers.append(
+                    client.get("/v1/sites/geneva/checkpoints", since=0, wait=25)
+                )
+            )
+            waiting.start()
+            time.sleep(1)
+            process.send_signal(signal.SIGTERM)
+            waiting.join(20)
+        assert answers
+        assert answers[0]["entries"] == []
+        assert process.wait(30) == 0
+    named = str(state / "superlink").encode()
+    lines = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    assert not [line for line in lines if named in line]
 
 
 @pytest.mark.flow

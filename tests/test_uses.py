@@ -29,7 +29,7 @@ def uses(coop, pid):
 
 
 def question(coop, run, job_id):
-    query = CohortQuery(where=[], release="count", rho_nano=1000)
+    query = CohortQuery(where=[], release="count", rho_nano=10_000)
     subject = CohortJob(
         job_id=job_id,
         site=HOSPITAL,

@@ -123,7 +123,8 @@ def _is_ours(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
-    return state != "Z" and (b"coop" in command or b"federated" in command)
+    # Between exec and its first instruction a process has no command line yet: not known, so ours.
+    return state != "Z" and (not command or b"coop" in command or b"federated" in command)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -99,6 +99,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.state.database = database
+    app.state.stopping = doors.bell.close
     problems.install(app)
     failures.install(app)
     for router in (

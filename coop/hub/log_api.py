@@ -8,7 +8,8 @@ from fastapi.responses import PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from coop.canonical import b64u
-from coop.doors import WAIT_MAX_S, Caller, CallerDep, Doors, Principal
+from coop.doorbell import WAIT_MAX_S
+from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.errors import NotFoundError
 from coop.hub.bodies import Body
 from coop.journal.store import ENTRIES_MAX, Journal

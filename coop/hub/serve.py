@@ -1,7 +1,9 @@
 """Serving the hub over HTTPS until it is told to stop."""
 
+import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -13,7 +15,7 @@ from coop.settings import Settings
 
 _BACKLOG: Final = 2048
 _KEEP_ALIVE_S: Final = 75  # longer than clients keep a connection, so that they close first
-_GRACE_S: Final = 3  # a long poll is told to come again
+_GRACE_S: Final = 3  # for answers under way; long polls end at once
 
 
 class NotStartedError(UnavailableError):
@@ -33,7 +35,7 @@ def serve(settings: Settings, app: FastAPI, *, ready: Callable[[int], None]) -> 
 
     Args:
         settings: Port 0 picks a free one.
-        app: What answers.
+        app: What answers; `app.state.stopping` ends its long polls.
         ready: Called with the port once it answers.
 
     Raises:
@@ -55,16 +57,30 @@ def serve(settings: Settings, app: FastAPI, *, ready: Callable[[int], None]) -> 
     )
     listening = _listen(settings)
     with listening:
-        server = _Server(config, lambda: ready(listening.getsockname()[1]))
+        server = _Server(
+            config,
+            ready=lambda: ready(listening.getsockname()[1]),
+            stopping=app.state.stopping,
+        )
         server.run([listening])
     if not server.started:
         raise NotStartedError("the hub did not start; its log on standard error says why")
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, ready: Callable[[], None], stopping: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._ready = ready
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's own: that raises the signal again at the end, and a stop is no failure.
+        del frame
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        self._stopping()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

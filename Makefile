@@ -27,9 +27,10 @@ test-full: check ## The same tests with full budgets
 	COOP_TEST_BUDGET=full $(BIN)/pytest --timeout 1800
 test-time: .venv/ready ## Seconds per test suite
 	$(BIN)/pytest --quiet --durations=0 --durations-min=0 | $(BIN)/python tests/seconds_per_suite.py
-fix: .venv/ready ## Let the tools repair what they can
+fix: .venv/ready ## Let the tools repair what they can, write docs/reference anew
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tests/reference_pages.py
 bench: $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/rows.py,$(wildcard benchmarks/*.py))) ## Measure everything
 bench-%: .venv/ready
 	$(BIN)/python benchmarks/$*.py

@@ -4,7 +4,8 @@ Where the other promises of the issue's list of faults are held, with the real p
 
 | promise | test |
 |---|---|
-| a hub with full access adds or forges a grant or an enrolment: no row trains | test_mirror.py |
+| a hub with full access forges a grant or an enrolment | test_forgery.py, test_mirror.py |
+| … an approval or an order: no row trains | test_forgery.py, test_round.py |
 | a forged, foreign, expired or altered order, other noise, unknown purpose | test_round.py |
 | withdrawal between start and release: discarded, the debit stays | test_round.py |
 | stale lease, altered policy, wrong key | test_mirror.py, test_round.py, test_chain.py |

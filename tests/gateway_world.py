@@ -128,9 +128,10 @@ class World:
     account: int = 0
     api_key: str = ""
     model_id: str = "heart-1"
+    origin: str = "test.example/log"
 
     def __post_init__(self) -> None:
-        self.journal = Journal(self.database, self.log, "test.example/log", self.clock)
+        self.journal = Journal(self.database, self.log, self.origin, self.clock)
         self.gateway = self.restart()
         proposer = SigningKey.generate()
         document = issue(self.study, proposer, NOON)

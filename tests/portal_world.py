@@ -13,23 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gateway_world
 import httpx
 import sqlalchemy as sa
 from coop_world import HEADER, csv_line
 from serving import served
 
-from coop import members
+from coop import ledger, members
+from coop.canonical import b64u
 from coop.client import Client
 from coop.db import Database
 from coop.demo.identity import Persona, Provider
+from coop.enrolment import redemption
 from coop.hub.app import create_app
 from coop.hub.folder import HubFolder, LegalMode
+from coop.keys import SigningKey, to_sign
+from coop.ledger import Leg
+from coop.money import NANO, NanoCredits
 from coop.settings import Settings
 from federated.importers import import_csv
 from federated.join import join
 from federated.local_api import application
 from federated.node import Node, staff_token
 from federated.superlink import free_port
+from ui.notices import notice
 
 SITE = "cleveland"
 CLIENT_ID = "coop-portal"
@@ -51,6 +58,7 @@ class House:
     provider: Provider
     node: Node
     node_url: str
+    model: str = ""
 
     @property
     def staff(self) -> Client:
@@ -77,6 +85,45 @@ class House:
                 yield connection
         finally:
             database.close()
+
+    def release(self, researcher: str) -> str:
+        """Two more hospitals' study and its model in the catalogue, and credits to ask it."""
+        database = Database(Settings(state=self.hub.path).database())
+        sites = {name: SigningKey.generate() for name in ("budapest", "zurich")}
+        world = gateway_world.World(
+            database,
+            hub=self.hub.hub_key,
+            log=self.hub.log_key,
+            origin=self.hub.origin,
+            sites=sites,
+        )
+        with database.unit_of_work() as connection:
+            subject = self.provider.personas[researcher].subject
+            account = members.account_of(connection, self.provider.issuer, subject)
+            leg = Leg("issuance", f"researcher:{account}", NanoCredits(NANO))
+            ledger.post(connection, key=f"issue:{account}", kind="issue", legs=[leg], now=now())
+        database.close()
+        return world.model_id
+
+    def patient(self, name: str, number: int, *, choice: str | None = None) -> tuple[str, str]:
+        """A persona joins with a key of her own and, if she has a choice, signs it: (pid, did)."""
+        key = SigningKey.generate()
+        with self.client(name) as client:
+            sent = redemption(self.code(number), key)
+            client.post("/v1/enrolments:redeem", {"redemptions": [sent]})
+            deadline = time.monotonic() + 20
+            mine: list[str] = []
+            while not mine:
+                assert time.monotonic() < deadline, "the hospital did not answer"
+                consents = client.get("/v1/me/consents")["consents"]
+                mine = [entry["pid"] for entry in consents if entry["did"] == key.did]
+            if choice:
+                asked = {"pid": mine[0], "event": "grant", "preset": choice, "notice": notice()}
+                draft = client.post("/v1/consents:draft", asked)
+                signature = key.sign(to_sign(draft["document"], draft["proof"]))
+                signed = {"did": key.did, "signature": b64u(signature)}
+                client.post("/v1/consents:sign", {"draft_id": draft["draft_id"], **signed})
+        return mine[0], key.did
 
     def code(self, number: int) -> str:
         """A fresh code of the desk for the record with this number."""
@@ -151,7 +198,9 @@ def house(folder: Path) -> Iterator[House]:
         hub = HubFolder.init(
             settings, legal_mode=LegalMode.STRICTEST, origin="hub.test/log", now=now()
         )
-        stack.enter_context(served(create_app(settings), certificate=hub.path / "tls", port=port))
+        app = create_app(settings)
+        stack.enter_context(served(app, certificate=hub.path / "tls", port=port))
+        stack.callback(app.state.stopping)
         node = _node(stack, folder, settings, hub)
         node_port = stack.enter_context(served(application(node)))
         yield House(
@@ -169,6 +218,8 @@ def _provider(stack: ExitStack) -> Provider:
     people: dict[str, tuple[str, ...]] = {
         "ada": ("patient", "member"),
         "bea": ("patient", "member"),
+        "cyd": ("patient", "member"),
+        "dan": ("patient", "member"),
         "mei": ("researcher",),
     }
     provider = Provider(

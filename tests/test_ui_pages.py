@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from coop.client import Client
 from ui import session, wording
+from ui.notices import notice
 from ui.session import Person, Portal
 
 OPEN: list[AppTest] = []
@@ -28,6 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
                 node_token=(opened.node.site.folder / "staff.token").read_text().strip(),
             )
         )
+        opened.model = opened.release("mei")
         yield opened
 
 
@@ -75,9 +77,73 @@ def test_a_patient_without_a_record_is_told_what_comes_next(home: House, page: s
         assert app.info
 
 
-@pytest.mark.parametrize("page", ["models", "ask"])
-def test_a_researcher_sees_that_no_model_is_released(home: House, page: str):
-    assert "No model" in show(home, "researcher", page, "mei").info[0].value
+def test_a_patient_stops_with_one_click_and_her_receipts_stay(home: House):
+    pid, _did = home.patient("bea", 2, choice="all-research")
+    app = show(home, "patient", "consents", "bea")
+    assert "**Allowed** · Any research on my heart records" in app.markdown[1].value
+    app.button(key=f"stop-{pid}").click().run()
+    assert not app.exception
+    assert "in effect everywhere by" in app.success[0].value
+    with home.client("bea") as client:
+        entry = next(e for e in client.get("/v1/me/consents")["consents"] if e["pid"] == pid)
+    assert entry["state"] == "revoked"
+    assert not [button for button in app.button if button.key == f"stop-{pid}"]
+    history = [frame.value for frame in app.dataframe if "log entry" in frame.value]
+    assert any(list(frame["what"]) == ["stopped", "decided"] for frame in history)
+
+
+def test_no_choice_is_made_for_her_and_the_wording_shown_is_named_in_what_she_signs(home: House):
+    home.patient("cyd", 3)
+    app = show(home, "patient", "decide", "cyd")
+    assert app.radio(key="preset").value is None
+    assert not app.button
+    app.radio(key="preset").set_value("refuse").run()
+    app.button[0].click().run()
+    assert not app.exception
+    drafted = app.session_state["draft"]["document"]["credentialSubject"]
+    assert drafted["notice"] == notice()
+    assert drafted["policy"]["provision"]["type"] == "deny"
+
+
+def test_her_uses_come_from_her_own_hospital_and_credits_only_after_a_choice(home: House):
+    home.patient("dan", 4)
+    assert wording.CREDITS_LATER in show(home, "patient", "credits_page", "dan").info[0].value
+    assert wording.NO_USES in [info.value for info in show(home, "patient", "uses", "dan").info]
+    home.patient("dan", 6, choice="refuse")
+    assert show(home, "patient", "credits_page", "dan").metric[0].value == "0"
+
+
+def test_a_researcher_reads_a_models_passport(home: House):
+    app = show(home, "researcher", "models", "mei")
+    assert app.selectbox[0].value == home.model
+    assert [metric.value for metric in app.metric][:2] == ["1.000", "1e-06"]
+
+
+def test_a_researcher_asks_a_model_and_sees_price_answer_and_receipt(home: House):
+    app = show(home, "researcher", "ask", "mei")
+    assert "costs 0.01 credits" in app.markdown[0].value
+    app.number_input(key="ask-age").set_value(55.0)
+    app.selectbox(key="ask-sex").set_value(wording.OTHER_VALUE)
+    app.selectbox(key="ask-angina").set_value("yes")
+    app.button[0].click().run()
+    assert not app.exception
+    assert not app.error
+    assert 0 <= float(app.metric[0].value) <= 1
+    assert "Cost: 0.01 credits." in [text.value for text in app.markdown]
+    assert len(app.code[0].value) == 64
+    with home.client("mei") as client:
+        assert client.get(f"/v1/receipts/{app.code[0].value}")["kind"] == "inference-receipt"
+
+
+def test_a_question_that_lacks_what_the_model_wants_is_refused_in_words(home: House):
+    app = show(home, "researcher", "ask", "mei")
+    app.button[0].click().run()
+    assert wording.ASK_NOTHING in [info.value for info in app.info]
+    app.number_input(key="ask-age").set_value(55.0)
+    app.button[0].click().run()
+    assert "may not be missing" in app.error[0].value
+    assert app.selectbox(key="ask-angina").label == "angina (needed)"
+    assert not app.metric
 
 
 def test_a_researcher_makes_an_api_key_that_is_shown_once_and_revokes_it(home: House):
@@ -93,7 +159,7 @@ def test_a_researcher_makes_an_api_key_that_is_shown_once_and_revokes_it(home: H
 
 def test_the_public_sees_figures_and_the_signed_log(home: House):
     app = show(home, "public", "home")
-    assert app.metric[0].value == "1"
+    assert app.metric[0].value == "3"
     assert app.code[0].value.startswith("hub.test/log\n")
 
 
@@ -111,6 +177,22 @@ def test_what_is_no_receipt_is_refused_in_words(home: House):
 @pytest.mark.parametrize("page", ["status", "approvals", "budget", "quality", "desk"])
 def test_the_console_shows_the_hospitals_own_node(home: House, page: str):
     assert show(home, "hospital", page).title
+
+
+def test_a_study_is_read_before_the_hospital_signs_it(home: House):
+    app = show(home, "hospital", "approvals")
+    shown = {row.what: row.value for row in app.dataframe[-1].value.itertuples()}
+    assert shown["title"] == "Heart disease from routine fields"
+    assert shown["rounds"] == "3"
+    app.text_input[0].set_value("0.1").run()
+    app.button[0].click().run()
+    assert "epsilon" in app.error[0].value
+    app.text_input[0].set_value("1").run()
+    app.button[0].click().run()
+    assert not app.exception
+    assert list(app.dataframe[0].value["study"]) == ["heart v1"]
+    spent = show(home, "hospital", "budget").dataframe[0].value
+    assert set(spent["left"]) == {"100 %"}
 
 
 def test_staff_stop_the_node_with_one_button_and_allow_it_again(home: House):

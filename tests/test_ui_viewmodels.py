@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from ui import viewmodels, wording
+from ui import console_views, viewmodels, wording
 from ui.notices import notice, notice_text
 
 ENTRY = {
@@ -20,6 +20,31 @@ def test_a_consent_is_shown_in_words_and_can_be_stopped():
     card = viewmodels.consent_card(ENTRY)
     assert (card.state, card.may_stop, card.lines) == ("Allowed", True, [("For", "any research")])
     assert card.choice == wording.PRESETS["all-research"][1]
+
+
+def test_a_stopped_consent_no_longer_says_what_it_allows():
+    card = viewmodels.consent_card(ENTRY | {"state": "revoked"})
+    assert (card.state, card.choice, card.may_decide) == ("Stopped", "", True)
+    assert card.lines_title == wording.MIGHT_DO
+
+
+def test_an_undecided_record_leads_to_the_decision():
+    card = viewmodels.consent_card({"pid": "a" * 26, "site": "cleveland", "state": "none"})
+    assert (card.decided, card.may_stop, card.may_decide) == (False, False, True)
+
+
+def test_text_of_others_cannot_become_a_link_or_an_icon():
+    shown = viewmodels.plain("[free](http://x) :material/home: $x$ <b>")
+    assert shown == r"\[free\]\(http\://x\) \:material/home\: \$x\$ \<b\>"
+
+
+def test_the_history_is_told_newest_first_in_words():
+    events = [
+        {"event": name, "actor": "patient", "at": at, "log_index": at}
+        for at, name in enumerate(["grant", "revoke"])
+    ]
+    rows = viewmodels.history_rows(events)
+    assert [(row["what"], row["log entry"]) for row in rows] == [("stopped", 1), ("decided", 0)]
 
 
 def test_a_refusal_is_not_called_allowed_and_has_nothing_to_stop():
@@ -71,6 +96,7 @@ def test_uses_are_read_from_the_hospitals_statement():
     }
     rows = viewmodels.use_rows({"statement": {"credentialSubject": {"uses": [use]}}})
     assert rows[0]["study"] == "heart v1"
+    assert rows[0]["what"] == "learned from your record"
     assert rows[0]["proof"] == "abababababab"
 
 
@@ -87,6 +113,66 @@ def test_amounts_stay_hidden_until_a_choice_is_stored():
     assert (view.waiting, view.may_claim) == ("0.000000005", True)
 
 
+def test_a_checkpoint_names_who_signed_it():
+    log = viewmodels.checkpoint("hub.test/log\n7\nroot=\n\n— hub.test/log abc=\n— cleveland d=\n")
+    assert (log.size, log.signers) == (7, ["hub.test/log", "cleveland"])
+
+
+def test_a_metric_that_noise_swallowed_is_said_to_be_unknown():
+    metric = {"group": "female", "count_noised": 10}
+    said = {
+        "metrics": [metric, metric | {"auc_micro": 900_000, "auc_sd_micro": 20_000}],
+        "epsilon_micro": 1_000_000,
+        "delta_pico": 1_000_000,
+        "adversary": "mode A: …",
+        "relation": "add/remove one patient",
+        "accountant": "exact Gaussian",
+        "intended_use": "Research only.",
+        **dict.fromkeys(
+            (
+                "study_id",
+                "version",
+                "study_sha256",
+                "order_sha256",
+                "record_sha256",
+                "training_root",
+            ),
+            "x",
+        ),
+    }
+    view = viewmodels.passport({"passport": {"document": {"credentialSubject": said}}})
+    assert [row["AUC ± sd"] for row in view.metric_rows] == ["too few", "0.900 ± 0.020"]
+    assert view.auc_rows == [{"group": "female", "AUC": 0.9}]
+    assert (view.epsilon, view.delta) == ("1.000", "1e-06")
+
+
+def test_a_value_left_out_is_missing_and_not_zero():
+    described = {
+        "inputs": [{"name": n, "datatype": t} for n, t in (("age", "FP64"), ("x", "BOOL"))]
+    }
+    asked = viewmodels.inference_request(described, {"age": None, "x": False})
+    assert asked["inputs"] == [{"name": "x", "datatype": "BOOL", "shape": [1], "data": [False]}]
+
+
+def test_a_line_of_the_budget_is_shown_against_its_plan():
+    entry = {"study_id": "heart", "version": 1, "spend": {"training": 5, "cohort": 0}}
+    plan = {
+        "rounds": 2,
+        "rho_round_nano": 5,
+        "rho_evaluation_nano": 1,
+        "rho_reserve_nano": 1,
+        "cohort_rho_nano": 4,
+    }
+    assert [row["left"] for row in console_views.budget_rows(entry, plan)] == ["50 %", "100 %"]
+    assert console_views.budget_rows(entry, {})[0]["planned rho"] == "not known"
+
+
+def test_a_missing_answer_of_consent_counts_as_none():
+    entry = {"study_id": "heart", "version": 1, "permit": 3, "undecided": 2, "abstain": 1}
+    row = console_views.coverage_row(entry)
+    assert (row["allowed"], row["not allowed"], row["not decided"]) == (3, 1, 2)
+
+
 def test_the_notice_names_the_exact_file_that_is_shown():
     content = (Path(viewmodels.__file__).parent / "notices/en-1.md").read_bytes()
     assert notice()["sha256"] == hashlib.sha256(content).hexdigest()
@@ -96,7 +182,7 @@ def test_the_notice_names_the_exact_file_that_is_shown():
 
 def test_a_node_with_an_ailing_part_needs_its_staff():
     part = {"code": "ok", "at": 0}
-    assert viewmodels.node_status({"stopped": False, "parts": {"desk": part}}).ok
+    assert console_views.node_status({"stopped": False, "parts": {"desk": part}}).ok
     ailing = {"desk": part | {"code": "coop.unavailable"}}
-    assert "desk" in viewmodels.node_status({"stopped": False, "parts": ailing}).headline
-    assert not viewmodels.node_status({"stopped": True, "parts": {}}).ok
+    assert "desk" in console_views.node_status({"stopped": False, "parts": ailing}).headline
+    assert not console_views.node_status({"stopped": True, "parts": {}}).ok

@@ -38,6 +38,7 @@ _OPTIONS: Final = {
     "theme.primaryColor": "#005a9c",
     "theme.textColor": "#1a1a1a",
     "theme.baseFontSize": 18,
+    "theme.headingFontSizes": ["2.1rem", "1.45rem", "1.2rem", "1.1rem", "1rem", "1rem"],
 }
 _PERMISSIONS: Final = (
     "publickey-credentials-get=(self), publickey-credentials-create=(self), "

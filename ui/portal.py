@@ -20,11 +20,12 @@ def _pages() -> list[st.Page]:
         ]
     pages = []
     if who.may("patient") or who.may("member"):
+        join = st.Page(patient.join, title=wording.JOIN, url_path="join")
         decide = st.Page(patient.decide, title=wording.DECIDE, url_path="decide")
-        st.session_state["decide_page"] = decide  # where joining leads
+        st.session_state["pages"] = {"join": join, "decide": decide}  # where pages lead on
         pages += [
             st.Page(patient.consents, title=wording.MY_CONSENTS, default=True),
-            st.Page(patient.join, title=wording.JOIN, url_path="join"),
+            join,
             decide,
             st.Page(patient.uses, title=wording.WHO_USED, url_path="uses"),
             st.Page(patient.credits_page, title=wording.MY_CREDITS, url_path="credits"),
@@ -61,4 +62,5 @@ def _sign_out() -> None:
 page = st.navigation(_pages(), position="top")
 page.run()
 st.divider()
+st.markdown(wording.HELP)
 st.markdown(wording.HONESTY)

@@ -99,6 +99,13 @@ def exchange(id_token: str) -> Person:
     return Person(token=str(answer["access_token"]), roles=frozenset(answer["roles"]))
 
 
+def link(page: str, label: str) -> None:
+    """A link to one of the portal's own pages, where the portal shows that page."""
+    found = st.session_state.get("pages", {}).get(page)
+    if found is not None:
+        st.page_link(found, label=label)
+
+
 def explain(error: CoopError) -> None:
     """Show a refusal in words with its code; a session that ended leads to a new sign-in."""
     if isinstance(error, RemoteError) and error.status == 401:  # noqa: PLR2004  (unauthenticated)

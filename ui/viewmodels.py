@@ -1,6 +1,7 @@
 """From the hub's JSON to what a page shows: pure functions, ready for another front end."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from ui import wording
 _MICRO: Final = 1_000_000
 _PICO: Final = 1_000_000_000_000
 _NANO: Final = 1_000_000_000
+_MARKUP: Final = re.compile(r"([\\`*_{}\[\]()#+\-.!:$|<>~])")
 _STATES: Final = {
     "active": "Allowed",
     "suspended": "Paused",
@@ -29,7 +31,11 @@ class ConsentCard:
     detail: str
     lines: list[tuple[str, str]]
     """What the choice says, as label and value."""
+    lines_title: str
+    decided: bool
     may_stop: bool
+    may_decide: bool
+    """Whether what comes next is a decision: none was made, or she stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,8 @@ class Checkpoint:
 
     origin: str
     size: int
+    signers: list[str]
+    """Whose signatures it carries, as it says itself; `coop verify log` checks them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +57,7 @@ class PassportView:
     mode: str
     promise: str
     metric_rows: list[dict[str, Any]]
+    auc_rows: list[dict[str, Any]]
     provenance_rows: list[dict[str, Any]]
     intended_use: str
 
@@ -72,15 +81,6 @@ class CreditsView:
     rows: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeView:
-    """A node's health."""
-
-    ok: bool
-    headline: str
-    part_rows: list[dict[str, Any]]
-
-
 def clock(seconds: int) -> str:
     """UTC time of day with its zone."""
     return datetime.fromtimestamp(seconds, tz=UTC).strftime("%H:%M:%S UTC")
@@ -98,6 +98,11 @@ def credits_text(nano: int) -> str:
     return f"{'-' if nano < 0 else ''}{whole}{'.' + decimals if decimals else ''}"
 
 
+def plain(text: str) -> str:
+    """Text that others wrote, with every sign escaped that Markdown would act on."""
+    return _MARKUP.sub(r"\\\1", text)
+
+
 def as_json(value: object) -> str:
     """Readable JSON for a download."""
     return json.dumps(value, indent=1, ensure_ascii=False)  # noqa: TID251  (for people, not signed)
@@ -109,14 +114,31 @@ def consent_card(entry: Mapping[str, Any]) -> ConsentCard:
     refused = entry.get("preset") == "refuse"
     choice = wording.PRESETS.get(str(entry.get("preset")), ("", ""))[1]
     since = entry.get("at")
+    in_force = state == "active"
     return ConsentCard(
         title=f"Record at {str(entry['site']).capitalize()} ({str(entry['pid'])[:6]}…)",
-        state="Refused" if refused and state == "active" else _STATES.get(state, state),
-        choice=choice,
-        detail=f"since {day(int(since))}" if since else "",
+        state="Refused" if refused and in_force else _STATES.get(state, state),
+        choice=choice if in_force else "",
+        detail=f"since {day(int(since))} · log entry {entry.get('log_index')}" if since else "",
         lines=[(str(label), str(value)) for label, value in entry.get("summary", [])],
+        lines_title=wording.MAY_DO if in_force else wording.MIGHT_DO,
+        decided=state != "none",
         may_stop=state in {"active", "suspended"} and not refused,
+        may_decide=state in {"none", "revoked"},
     )
+
+
+def history_rows(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was decided about one record, newest first."""
+    return [
+        {
+            "when": day(int(event["at"])),
+            "what": wording.EVENTS.get(str(event["event"]), str(event["event"])),
+            "by": event["actor"],
+            "log entry": event["log_index"],
+        }
+        for event in reversed(events)
+    ]
 
 
 def below_title(markdown: str) -> str:
@@ -150,9 +172,9 @@ def use_rows(statement: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "when": day(int(use["at"])),
-            "what": use["what"],
+            "what": wording.USES.get(str(use["what"]), str(use["what"])),
             "study": f"{use['study_id']} v{use['version']}",
-            "round": use.get("round"),
+            "round": str(use.get("round") or "-"),
             "proof": str(use["document_sha256"])[:12],
         }
         for use in document["credentialSubject"]["uses"]
@@ -178,7 +200,8 @@ def credits_view(mine: Mapping[str, Any]) -> CreditsView | None:
 def checkpoint(note: str) -> Checkpoint:
     """Origin and size of a checkpoint (C2SP: the first two lines)."""
     lines = note.splitlines()
-    return Checkpoint(origin=lines[0], size=int(lines[1]))
+    signers = [line.split()[1] for line in lines if line.startswith("— ")]
+    return Checkpoint(origin=lines[0], size=int(lines[1]), signers=signers)
 
 
 def study_rows(studies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -226,14 +249,16 @@ def subject(bundle_or_document: Mapping[str, Any]) -> dict[str, Any]:
 def passport(card: Mapping[str, Any]) -> PassportView:
     """A model's passport for the card page."""
     said = subject(card["passport"])
-    rows = []
-    for metric in said["metrics"]:
-        row: dict[str, Any] = {"group": metric["group"], "people (noised)": metric["count_noised"]}
-        for name, shown in (("auc", "AUC"), ("accuracy", "accuracy")):
-            value, sd = metric.get(f"{name}_micro"), metric.get(f"{name}_sd_micro")
-            row[shown] = None if value is None else round(value / _MICRO, 3)
-            row[f"{shown} ± sd"] = None if sd is None else round(sd / _MICRO, 3)
-        rows.append(row)
+    rows = [
+        {
+            "group": metric["group"],
+            "people (noised)": metric["count_noised"],
+            "AUC ± sd": _measured(metric, "auc"),
+            "accuracy ± sd": _measured(metric, "accuracy"),
+        }
+        for metric in said["metrics"]
+    ]
+    known = [metric for metric in said["metrics"] if metric.get("auc_micro") is not None]
     names = (
         "study_id",
         "version",
@@ -248,9 +273,20 @@ def passport(card: Mapping[str, Any]) -> PassportView:
         mode=said["adversary"].split(":")[0],
         promise=f"{wording.EPSILON} Relation: {said['relation']}; accountant: {said['accountant']}",
         metric_rows=rows,
+        auc_rows=[
+            {"group": metric["group"], "AUC": round(metric["auc_micro"] / _MICRO, 3)}
+            for metric in known
+        ],
         provenance_rows=[{"what": name, "value": str(said[name])} for name in names],
         intended_use=said["intended_use"],
     )
+
+
+def _measured(metric: Mapping[str, Any], name: str) -> str:
+    value, sd = metric.get(f"{name}_micro"), metric.get(f"{name}_sd_micro")
+    if value is None:
+        return "too few"
+    return f"{value / _MICRO:.3f}" + ("" if sd is None else f" ± {sd / _MICRO:.3f}")
 
 
 def features(card: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -291,70 +327,3 @@ def answer(body: Mapping[str, Any], headers: Mapping[str, str]) -> AnswerView:
         cost=credits_text(int(headers.get("coop-credits-charged", "0"))),
         receipt=headers.get("coop-receipt", ""),
     )
-
-
-def node_status(now: Mapping[str, Any]) -> NodeView:
-    """A node's health in words."""
-    rows = [
-        {"part": name, "state": part["code"], "since": clock(int(part["at"]))}
-        for name, part in sorted(now["parts"].items())
-    ]
-    ailing = [row["part"] for row in rows if row["state"] != "ok"]
-    if now["stopped"]:
-        return NodeView(ok=False, headline="Stopped by your staff.", part_rows=rows)
-    if ailing:
-        return NodeView(ok=False, headline=f"Needs you: {', '.join(ailing)}.", part_rows=rows)
-    return NodeView(ok=True, headline="Everything works.", part_rows=rows)
-
-
-def check_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The preflight as a table."""
-    return [
-        {
-            "check": name,
-            "ok": "yes" if entry["ok"] else "no",
-            "found": entry["found"],
-            "fix": "" if entry["ok"] else entry.get("fix", ""),
-        }
-        for name, entry in report["checks"].items()
-    ]
-
-
-def approval_rows(approved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What this hospital signed."""
-    return [
-        {
-            "study": f"{entry['study_id']} v{entry['version']}",
-            "signed": day(int(entry["approved_at"])),
-        }
-        for entry in approved
-    ]
-
-
-def awaiting(said: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Studies that are open and not signed here."""
-    signed = {(entry["study_id"], entry["version"]) for entry in said["approved"]}
-    return [
-        dict(study)
-        for study in said["open"]
-        if (study["study_id"], study["version"]) not in signed
-        and study["state"] in {"proposed", "ready"}
-    ]
-
-
-def budget_rows(studies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What every study has spent of each line, in zCDP rho."""
-    return [
-        {
-            "study": f"{entry['study_id']} v{entry['version']}",
-            "line": line,
-            "spent rho": nano / _NANO,
-        }
-        for entry in studies
-        for line, nano in entry["spend"].items()
-    ]
-
-
-def quality_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Completeness by field."""
-    return [{"field": name, **counts} for name, counts in found["fields"].items()]

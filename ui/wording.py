@@ -34,8 +34,9 @@ SIGN_IN_TEXT: Final = (
 )
 SIGN_IN_AGAIN: Final = "Your sign-in is too old. Please sign in again."
 CARE: Final = "Your care does not change, whatever you choose here."
-NO_RECORD: Final = "No hospital record is joined to this account yet."
-NO_RECORD_NEXT: Final = "Got a code from your hospital? Open “Join with a code”."
+NO_RECORD: Final = (
+    "No hospital record is joined to this account yet. Your hospital gives you a code for that."
+)
 STOP: Final = "Stop"
 STOPPED_NOW: Final = (
     "Stopped. It is in effect everywhere by {time}. A model already trained keeps what it learned "
@@ -75,10 +76,39 @@ CREDITS_LATER: Final = (
     "Amounts are shown after you have stored a choice, so that they cannot sway it."
 )
 RECEIPT: Final = "Download the receipt"
-DECIDE_NOW: Final = "Decide now"
+DECIDE_NOW: Final = "Decide now →"
 NO_CREDITS: Final = "What you collect will stand here."
 ASK_RECEIPT: Final = "This is the number of the signed receipt; the log holds its fingerprint."
-ASK_COST: Final = "Each question costs credits. It asks the released model and reads no record."
+ASK_COST: Final = (
+    "A question costs {credits} credits. It asks the released model and reads no record. Leave "
+    "empty what is not known."
+)
+ASK_NOTHING: Final = "Say at least one thing about the made-up person."
+OTHER_VALUE: Final = "none of these"
+METRICS_TEXT: Final = (
+    "Estimated from counts with privacy noise; sd is the spread of that noise. “Too few” means the "
+    "noise is larger than what could be said."
+)
+INTRODUCTION: Final = (
+    "Hospitals train models together without moving a record. Patients decide, record by record, "
+    "whether theirs takes part, and can stop at any time. What the models earn comes back to them."
+)
+LOG_TEXT: Final = (
+    "Every decision and every training round leaves a fingerprint in a log of {size} entries that "
+    "can only grow. Its newest checkpoint is signed by {names}. `coop verify log` checks all of it "
+    "on your own computer."
+)
+LOG_NOTE: Final = "The signed checkpoint"
+BUDGET_TEXT: Final = (
+    "Figures are zCDP rho, the most that any one patient paid. What is spent never comes back."
+)
+HISTORY: Final = "History and receipts"
+ALL_RECEIPTS: Final = "Download all receipts"
+MAY_DO: Final = "What my record may do"
+MIGHT_DO: Final = "What it was allowed before"
+HELP: Final = (
+    "Help: ask the enrolment desk of your hospital. It can also stop for you, without a key."
+)
 SYNTHETIC_ONLY: Final = "Type a made-up person. Never enter anything about a real patient here."
 CONSOLE_EXACT: Final = (
     "Exact figures, for this house only. Nothing on this page leaves the building."
@@ -91,10 +121,16 @@ VERIFY_TEXT: Final = (
 PRESETS: Final = {
     "all-research": (
         "Allow",
-        "Heart research by universities and public bodies; companies may not use it.",
+        "Any research on my heart records, but not by companies.",
     ),
-    "with-companies": ("Allow, companies too", "Heart research by anyone, companies too."),
-    "train-only": ("Allow learning only", "Models may learn; no questions about groups of people."),
+    "with-companies": (
+        "Allow, companies too",
+        "Any research on my heart records, by companies too.",
+    ),
+    "train-only": (
+        "Allow learning only",
+        "Models may learn from my heart records, not for companies; no questions about groups.",
+    ),
     "no-companies": (
         "Allow, not for profit only",
         "Any not-for-profit research, on all kinds of my data.",
@@ -109,6 +145,12 @@ EVENTS: Final = {
     "revoke": "stopped",
     "suspend": "paused",
     "resume": "resumed",
+}
+
+USES: Final = {
+    "training round": "learned from your record",
+    "evaluation": "tested a model on your record",
+    "cohort answer": "counted your record in an answer about a group",
 }
 
 SIGNER_TEXT: Final = {

@@ -1,9 +1,11 @@
 """The hospital console's pages: status, approvals, budget, quality, the enrolment desk."""
 
+from typing import Any
+
 import streamlit as st
 
 from coop.errors import CoopError
-from ui import viewmodels, wording
+from ui import console_views, viewmodels, wording
 from ui.charts import bars, table
 from ui.session import explain, node
 
@@ -16,7 +18,7 @@ def status() -> None:
     except CoopError as error:
         explain(error)
         return
-    view = viewmodels.node_status(now)
+    view = console_views.node_status(now)
     (st.success if view.ok else st.warning)(view.headline)
     left, middle, right = st.columns(3)
     left.metric("Patients", now["patients"])
@@ -30,7 +32,7 @@ def status() -> None:
         _act("/local/v1/stop")
     with st.expander("Preflight"):
         try:
-            checks = viewmodels.check_rows(node().get("/local/v1/doctor"))
+            checks = console_views.check_rows(node().get("/local/v1/doctor"))
         except CoopError as error:
             explain(error)
             return
@@ -55,8 +57,8 @@ def approvals() -> None:
         explain(error)
         return
     st.header("Approved by this hospital")
-    table(viewmodels.approval_rows(said["approved"]), empty="Nothing is signed yet.")
-    waiting = viewmodels.awaiting(said)
+    table(console_views.approval_rows(said["approved"]), empty="Nothing is signed yet.")
+    waiting = console_views.awaiting(said)
     st.header("Waiting for this hospital")
     if not waiting:
         st.info("Nothing is waiting.")
@@ -70,7 +72,9 @@ def approvals() -> None:
     except CoopError as error:
         explain(error)
         return
-    st.json(review, expanded=2)
+    _study(review)
+    if review["problems"]:
+        return
     cap = st.text_input("This hospital's limit for ε (at most 3)", "1")
     if st.button("Sign with the hospital's key", type="primary"):
         try:
@@ -84,19 +88,45 @@ def approvals() -> None:
         st.rerun()
 
 
+def _study(review: dict[str, Any]) -> None:
+    """One study as it would be signed: the words, the figures, then all of it."""
+    st.text(review["study"]["lay_summary"])
+    table(console_views.review_rows(review), empty="")
+    for problem in review["problems"]:
+        st.error(f"{viewmodels.plain(problem['message'])} ({problem['code']})")
+    with st.expander("Everything this signature covers"):
+        st.json(review, expanded=2)
+
+
 def budget() -> None:
     """What every study has spent of its plan, and how many patients permit it."""
     st.title(wording.BUDGET)
     st.write(wording.CONSOLE_EXACT)
     try:
-        spent = node().get("/local/v1/budget")["studies"]
+        studies = node().get("/local/v1/budget")["studies"]
         permitted = node().get("/local/v1/coverage")["studies"]
     except CoopError as error:
         explain(error)
         return
-    table(viewmodels.budget_rows(spent), empty="No study is approved; nothing is spent.")
+    rows = [row for entry in studies for row in console_views.budget_rows(entry, _plan(entry))]
+    table(rows, empty="No study is approved; nothing is spent.")
+    if rows:
+        st.write(wording.BUDGET_TEXT)
     st.header("Consent")
-    table(permitted, empty="Counts by approved study will stand here.")
+    table(
+        [console_views.coverage_row(entry) for entry in permitted],
+        empty="Counts by approved study will stand here.",
+    )
+
+
+def _plan(entry: dict[str, Any]) -> dict[str, Any]:
+    """The study's plan, which stands in the study at the hub; empty while that is out of reach."""
+    path = f"/local/v1/approvals/{entry['study_id']}"
+    try:
+        review = node().get(path, version=entry["version"])
+    except CoopError:
+        return {}
+    return dict(review.get("plan", {}))
 
 
 def quality() -> None:
@@ -110,9 +140,9 @@ def quality() -> None:
         explain(error)
         return
     bars(
-        viewmodels.quality_rows(found),
-        x="field",
-        y="present",
+        console_views.quality_rows(found),
+        label="field",
+        value="present",
         description="How many patients have each field",
     )
     st.header("Refused lines")

@@ -11,7 +11,7 @@ from ui import viewmodels, wording
 from ui.charts import table
 from ui.components.signer import signer
 from ui.notices import notice, notice_text
-from ui.session import explain, hub
+from ui.session import explain, hub, link
 
 _JOIN_WAIT_S = 25.0  # a hospital answers within its next poll; longer means it is offline
 
@@ -32,22 +32,32 @@ def consents() -> None:
             wording.RECEIPT, viewmodels.as_json(done["receipt"]), "stop-receipt.json"
         )
     if not mine:
-        st.info(f"{wording.NO_RECORD} {wording.NO_RECORD_NEXT}")
+        _nothing_joined()
         return
     for entry in mine:
         _one_consent(entry)
     st.write(wording.CANNOT_UNDO)
 
 
+def _nothing_joined() -> None:
+    st.info(wording.NO_RECORD)
+    link("join", wording.JOIN)
+
+
 def _one_consent(entry: Mapping[str, Any]) -> None:
     card = viewmodels.consent_card(entry)
     with st.container(border=True):
         st.header(card.title)
-        st.markdown(f"**{card.state}** · {card.choice}")
+        st.markdown(" · ".join(part for part in (f"**{card.state}**", card.choice) if part))
         st.text(card.detail)
-        with st.expander("What my record may do"):
-            for label, value in card.lines:
-                st.markdown(f"**{label}**: {value}")
+        if card.lines:
+            with st.expander(card.lines_title):
+                for label, value in card.lines:
+                    st.markdown(f"**{viewmodels.plain(label)}**: {viewmodels.plain(value)}")
+        if card.decided:
+            _history(entry["pid"])
+        if card.may_decide:
+            link("decide", wording.DECIDE_NOW)
         if card.may_stop and st.button(
             wording.STOP, key=f"stop-{entry['pid']}", help="Takes effect within a minute."
         ):
@@ -58,6 +68,22 @@ def _one_consent(entry: Mapping[str, Any]) -> None:
                 return
             st.session_state["stopped"] = receipt
             st.rerun()
+
+
+def _history(pid: str) -> None:
+    with st.expander(wording.HISTORY):
+        try:
+            events = hub().get(f"/v1/consents/{pid}/history")["events"]
+        except CoopError as error:
+            explain(error)
+            return
+        table(viewmodels.history_rows(events), empty="")
+        st.download_button(
+            wording.ALL_RECEIPTS,
+            viewmodels.as_json([event["proof"] for event in events]),
+            "receipts.json",
+            key=f"receipts-{pid}",
+        )
 
 
 def join() -> None:
@@ -93,9 +119,7 @@ def _wait_for_hospital(code_id: str) -> None:
         box.update(label=viewmodels.join_state(state), state="complete")
     if state == "enrolled":
         st.success(wording.JOIN_DONE)
-        page = st.session_state.get("decide_page")
-        if page is not None:
-            st.page_link(page, label=wording.DECIDE_NOW)
+        link("decide", wording.DECIDE_NOW)
 
 
 def decide() -> None:
@@ -108,7 +132,7 @@ def decide() -> None:
         explain(error)
         return
     if not mine:
-        st.info(f"{wording.NO_RECORD} {wording.NO_RECORD_NEXT}")
+        _nothing_joined()
         return
     st.write(wording.DECIDE_TEXT)
     with st.container(border=True):
@@ -121,9 +145,11 @@ def decide() -> None:
         "Your choice",
         list(wording.PRESETS),
         format_func=lambda name: f"{wording.PRESETS[name][0]}: {wording.PRESETS[name][1]}",
+        index=None,  # nothing is chosen for her: each choice is one click away
         key="preset",
     )
-    _sign(entry, preset)
+    if preset:
+        _sign(entry, preset)
 
 
 def _sign(entry: Mapping[str, Any], preset: str) -> None:
@@ -174,7 +200,7 @@ def uses() -> None:
         explain(error)
         return
     if not mine:
-        st.info(f"{wording.NO_RECORD} {wording.NO_RECORD_NEXT}")
+        _nothing_joined()
     for entry in mine:
         st.header(viewmodels.consent_card(entry).title)
         try:

@@ -13,6 +13,7 @@ from ui.session import explain, hub
 def home() -> None:
     """The cooperative in figures, its models, its log."""
     st.title(wording.COOPERATIVE)
+    st.write(wording.INTRODUCTION)
     try:
         sites = hub().get("/v1/members/sites")["sites"]
         studies = hub().get("/v1/studies")["studies"]
@@ -36,11 +37,9 @@ def home() -> None:
     )
     _money(models)
     st.header("Transparency log")
-    st.write(
-        "Hospitals cosign this checkpoint after checking that the log only grew. "
-        "`coop verify log` checks all of it on your own computer."
-    )
-    st.code(note, language=None, wrap_lines=True)
+    st.write(wording.LOG_TEXT.format(size=log.size, names=", ".join(log.signers)))
+    with st.expander(wording.LOG_NOTE):
+        st.code(note, language=None, wrap_lines=True)
 
 
 def _money(models: list[dict[str, object]]) -> None:
@@ -53,7 +52,10 @@ def _money(models: list[dict[str, object]]) -> None:
     if paid:
         st.header("Where the money went")
         bars(
-            paid, x="to", y="credits", description="Credits of closed windows by who received them"
+            paid,
+            label="to",
+            value="credits",
+            description="Credits of closed windows by who received them",
         )
 
 

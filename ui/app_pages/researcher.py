@@ -6,7 +6,7 @@ import streamlit as st
 
 from coop.errors import CoopError
 from ui import viewmodels, wording
-from ui.charts import bars
+from ui.charts import bars, table
 from ui.session import explain, hub
 
 
@@ -34,15 +34,16 @@ def models() -> None:
     right.metric("Mode", passport.mode)
     st.write(passport.promise)
     st.header("How well it does, by group (with privacy noise)")
-    st.dataframe(passport.metric_rows, hide_index=True)
+    table(passport.metric_rows, empty="This model was not evaluated.")
+    st.write(wording.METRICS_TEXT)
     bars(
-        passport.metric_rows,
-        x="group",
-        y="AUC",
+        passport.auc_rows,
+        label="group",
+        value="AUC",
         description="Area under the ROC curve by group, estimated from noised histograms",
     )
     st.header("Where it comes from")
-    st.dataframe(passport.provenance_rows, hide_index=True)
+    table(passport.provenance_rows, empty="")
     st.text(passport.intended_use)
 
 
@@ -52,7 +53,7 @@ def ask() -> None:
     st.warning(wording.SYNTHETIC_ONLY)
     try:
         released = hub().get("/v1/models")["models"]
-        usable = [model["model_id"] for model in released]
+        usable = [model["model_id"] for model in released if model["state"] == "released"]
         if not usable:
             st.info("No model is released yet.")
             return
@@ -63,17 +64,21 @@ def ask() -> None:
         explain(error)
         return
     schema = viewmodels.features(card)
+    st.write(wording.ASK_COST.format(credits=viewmodels.credits_text(card["fee_point_nano"])))
     with st.form("ask"):
         values = {feature["name"]: _field(feature) for feature in schema}
         asked = st.form_submit_button("Ask", type="primary")
-    st.write(wording.ASK_COST)
+    request = viewmodels.inference_request(described, values)
+    if asked and not request["inputs"]:
+        st.info(wording.ASK_NOTHING)
+        return
     if not asked:
         return
     try:
         answer = hub().respond(
             "POST",
             f"/v2/models/{chosen}/infer",
-            viewmodels.inference_request(described, values),
+            request,
             viewmodels.inference_headers(card),
         )
     except CoopError as error:
@@ -84,18 +89,27 @@ def ask() -> None:
     st.write(f"Cost: {view.cost} credits.")
     st.code(view.receipt, language=None, wrap_lines=True)
     st.write(wording.ASK_RECEIPT)
+    try:
+        receipt = hub().get(f"/v1/receipts/{view.receipt}")
+    except CoopError as error:
+        explain(error)
+        return
+    st.download_button(wording.RECEIPT, viewmodels.as_json(receipt), "inference-receipt.json")
 
 
 def _field(feature: dict[str, Any]) -> Any:  # noqa: ANN401  (what the widget holds)
     name = str(feature["name"])
-    label = name.replace("_", " ")
+    label = name.replace("_", " ") + (" (needed)" if feature.get("missing") == "refuse" else "")
     match feature["kind"]:
         case "number":
             return st.number_input(label, value=None, key=f"ask-{name}")
         case "category":
-            return st.selectbox(label, feature["values"], index=None, key=f"ask-{name}")
+            values = [*feature["values"], wording.OTHER_VALUE]
+            return st.selectbox(label, values, index=None, placeholder="", key=f"ask-{name}")
         case _:
-            return st.checkbox(label, key=f"ask-{name}")
+            # Three answers: yes, no, and not known.
+            said = st.selectbox(label, ["yes", "no"], index=None, placeholder="", key=f"ask-{name}")
+            return None if said is None else said == "yes"
 
 
 def keys() -> None:

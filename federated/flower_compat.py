@@ -43,6 +43,7 @@ from flwr.common.constant import (  # noqa: E402
 from flwr.common.serde import context_from_proto, message_to_proto, run_from_proto  # noqa: E402
 from flwr.proto.control_pb2 import (  # noqa: E402
     ListNodesRequest,
+    ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
@@ -92,6 +93,7 @@ __all__ = [
     "Fab",
     "HttpGrid",
     "ListNodesRequest",
+    "ListRunsRequest",
     "Message",
     "PullTaskInputRequest",
     "PushTaskOutputRequest",
@@ -100,6 +102,7 @@ __all__ = [
     "Run",
     "RuntimeHttpClient",
     "StartRunRequest",
+    "Status",
     "StopRunRequest",
     "SubStatus",
     "TaskType",

@@ -15,10 +15,11 @@ from federated.fab import fab_bytes, fab_hash
 from federated.superlink import SuperLink, SuperLinkDownError
 
 if TYPE_CHECKING:
-    from federated.flower_compat import HttpGrid
+    from federated.flower_compat import ControlHttpClient, HttpGrid
 
 _ACQUIRE_S: Final = 10.0  # a started run's task is there at once; longer means a broken link
 _MESSAGE_TTL_S: Final = 3600.0
+_LEFTOVERS_MAX: Final = 20  # of the newest runs; one that died is the newest or close to it
 _RECORD: Final = "coop"
 
 
@@ -105,6 +106,7 @@ def open_run(link: SuperLink) -> Iterator[FlowerRun]:
         with _down():
             fab = flower.Fab(hash_str=fab_hash(), content=fab_bytes())
             with link.control() as control:
+                _stop_leftovers(control)
                 run_id = int(control.StartRun(flower.StartRunRequest(fab=fab)).run_id)
             client = stack.enter_context(
                 flower.runtime_client(
@@ -124,6 +126,23 @@ def open_run(link: SuperLink) -> Iterator[FlowerRun]:
         finally:
             with contextlib.suppress(flower.httpx.HTTPError):
                 client.PushTaskOutput(flower.PushTaskOutputRequest(sub_status=status, details=""))
+
+
+def _stop_leftovers(control: "ControlHttpClient") -> None:
+    """End the runs of a hub that died: it has one at a time, so whatever still runs is one.
+
+    Flower would end them itself after a minute without a beat. Until then a SuperNode that was
+    sent half a message waits for the other half, and for nothing else.
+    """
+    from federated import flower_compat as flower  # noqa: PLC0415
+
+    newest = control.ListRuns(flower.ListRunsRequest(limit=_LEFTOVERS_MAX)).run_dict
+    for run_id, run in newest.items():
+        if run.status.status != flower.Status.FINISHED:
+            # Flower may end it between the two calls.
+            with contextlib.suppress(flower.httpx.HTTPStatusError):
+                control.StopRun(flower.StopRunRequest(run_id=run_id))
+                logger().info("leftover run stopped")
 
 
 def _acquire(client: object, run_id: int) -> str:

@@ -7,11 +7,11 @@ Where the other promises of the issue's list of faults are held, with the real p
 | a hub with full access forges a grant or an enrolment | test_forgery.py, test_mirror.py |
 | … an approval or an order: no row trains | test_forgery.py, test_round.py |
 | a forged, foreign, expired or altered order, other noise, unknown purpose | test_round.py |
-| withdrawal between start and release: discarded, the debit stays | test_round.py |
+| withdrawal between start and release: discarded, the debit stays | test_faults.py, test_round.py |
 | stale lease, altered policy, wrong key | test_mirror.py, test_round.py, test_chain.py |
 | replayed, NaN, oversized or wrongly signed update | test_gate.py |
 | foreign app bundle: refused, nothing of it runs | test_executor.py |
-| SuperLink killed: restarted, the run resumes | test_flower_run.py |
+| SuperLink killed: restarted, the run resumes | test_faults.py, test_flower_run.py |
 | malformed row quarantined with line and reason | test_importers.py |
 | a receipt signed anew with a fresh key | test_verify.py, test_demo.py |
 | a demo folder without its marker | test_demo_stage.py |
@@ -76,6 +76,13 @@ class Faulty:
         hub.process.wait()
         self.house.stage.children.remove(hub)
 
+    def kill_superlink(self) -> None:
+        """Flower's relay alone; the hub, whose child it is, lives on."""
+        hub = self.house.hub
+        assert hub is not None
+        (link,) = children_of(hub.process.pid, b"federated.superlink")
+        os.kill(link, signal.SIGKILL)
+
     def kill_node(self, name: str) -> None:
         """The whole hospital loses power: node and SuperNode at once."""
         child = self.house.hospitals[name].child
@@ -103,6 +110,21 @@ class Faulty:
             found = sorted(connection.execute(query).scalars())
         site.close()
         return found
+
+
+def children_of(parent: int, program: bytes) -> list[int]:
+    """The pids of a process's own children that run `program`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # it ended meanwhile
+            if int(fields[1]) == parent and program in command:
+                found.append(int(entry.name))
+    return found
 
 
 def accepted(run: dict) -> list[set[str]]:

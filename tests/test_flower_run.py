@@ -13,7 +13,9 @@ from serving import served
 from training_world import TrainingWorld, sqlite_world, study_of
 
 from coop.canonical import document_digest
+from federated import flower_compat as flower
 from federated import supernode
+from federated.flower_run import open_run
 from federated.front import Front
 from federated.run_tables import RunState
 from federated.server import Trainer
@@ -143,3 +145,29 @@ def test_a_run_survives_a_killed_node_a_killed_superlink_and_a_new_hub(federatio
     # -2/100, then three times -1/100 more; the mean of all four iterates is released.
     assert result.weights["weight"].tolist() == pytest.approx([-0.035, -0.035])
     assert sum(int(own.sum()) for own in result.histograms.values()) == 40
+
+
+@pytest.mark.flow
+@pytest.mark.timeout(120)
+def test_a_run_that_a_dead_hub_left_is_ended_before_the_next_one(tmp_path: Path):
+    link = SuperLink(tmp_path / "link")
+    link.start()
+    left = open_run(link)
+    try:
+        link.wait_ready(WAIT_S)
+        first = left.__enter__()  # a hub that dies never leaves it
+
+        def status(run_id: int):
+            with link.control() as control:
+                request = flower.ListRunsRequest(run_id=run_id)
+                (run,) = control.ListRuns(request).run_dict.values()
+            return run.status.status, run.status.sub_status
+
+        assert status(first.run_id) == (flower.Status.RUNNING, "")
+        with open_run(link) as second:
+            assert status(first.run_id) == (flower.Status.FINISHED, flower.SubStatus.STOPPED)
+            assert status(second.run_id) == (flower.Status.RUNNING, "")
+        assert status(second.run_id) == (flower.Status.FINISHED, flower.SubStatus.COMPLETED)
+    finally:
+        left.__exit__(None, None, None)
+        link.stop()

@@ -17,7 +17,7 @@ from coop.errors import ConflictError, InvalidInputError, NotFoundError
 
 MANIFEST: Final = "backup.json"
 _SKIPPED_SUFFIXES: Final = ("-wal", "-shm", "-journal")
-_REMADE: Final = frozenset({"superlink", "supernode", "logs"})
+_REMADE: Final = frozenset({"superlink", "supernode", "logs", "run.lock", "local.url"})
 _PAGES: Final = 1000  # copied at a time, so that writers get in between
 
 
@@ -74,8 +74,13 @@ def backup_folder(state: Path, target: Path, *, database: str = "coop.sqlite") -
     return {"folder": str(target), "files": len(files), "bytes": size}
 
 
-def restore_folder(source: Path, state: Path) -> dict[str, Json]:
+def restore_folder(source: Path, state: Path, *, needs: str = MANIFEST) -> dict[str, Json]:
     """Make the new folder `state` from a backup, after checking every file of it.
+
+    Args:
+        source: What `backup_folder` made.
+        state: The new folder.
+        needs: The file by which a backup of the wanted kind is known.
 
     Raises:
         BackupError: A file is missing, unlisted or changed.
@@ -88,8 +93,11 @@ def restore_folder(source: Path, state: Path) -> dict[str, Json]:
     listed = parse_object((source / MANIFEST).read_bytes(), bytes_max=64_000_000).get("files")
     found = _digests(source)
     if not isinstance(listed, dict) or found != listed:
-        names = sorted(set(found) ^ set(listed or {})) if isinstance(listed, dict) else []
-        raise BackupError(f"{source}: a file is missing, unlisted or changed {names[:3]}")
+        known = listed if isinstance(listed, dict) else {}
+        names = sorted(name for name in {*found, *known} if found.get(name) != known.get(name))
+        raise BackupError(f"{source}: missing, unlisted or changed: {', '.join(names[:3])}")
+    if not (source / needs).is_file():
+        raise BackupError(f"{source}: the backup of another kind of folder; {needs} is missing")
     # Written beside and renamed: a crash leaves no half-restored folder under the real name.
     beside = state.with_name(f"{state.name}.restoring")
     shutil.rmtree(beside, ignore_errors=True)

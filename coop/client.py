@@ -8,15 +8,18 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import urlencode
 
 import httpx
 import orjson
 
-from coop.errors import CoopError, Kind, UnavailableError
+from coop.errors import CoopError, InvalidInputError, Kind, UnavailableError
 from coop.keys import SigningKey
 from coop.signed_request import sign
+
+if TYPE_CHECKING:
+    import ssl
 
 TIMEOUT_S: Final = 60.0  # a long poll waits at most 25 s at the server
 _KIND_BY_STATUS: Final[Mapping[int, Kind]] = {
@@ -65,9 +68,9 @@ class Client:
         token: str | None = None,
         key: SigningKey | None = None,
     ) -> None:
-        import ssl  # noqa: PLC0415  (half the start-up time of a command that needs no network)
-
-        verify = ssl.create_default_context(cafile=str(ca_file)) if ca_file else True
+        if not url.startswith(("https://", "http://")):
+            raise InvalidInputError(f"{url[:80]}: must be an address like https://host:8440")
+        verify = _context(ca_file) if ca_file else True
         self.url = url.rstrip("/")
         self._key = key
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -143,12 +146,34 @@ class Client:
         try:
             response = self._http.request(method, path, content=content, headers=sent)
         except httpx.HTTPError as error:
-            raise UnavailableError(
-                f"{self.url} does not answer ({type(error).__name__}); is it running?"
-            ) from error
+            raise UnavailableError(f"{self.url} {_why(error)}") from error
         if response.is_error:
             raise RemoteError(response.status_code, _problem(response))
         return response
+
+
+def _context(ca_file: Path) -> "ssl.SSLContext":
+    import ssl  # noqa: PLC0415  (half the start-up time of a command that needs no network)
+
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except OSError as error:  # ssl.SSLError is one
+        raise InvalidInputError(
+            f"{ca_file}: holds no certificate authority; it is tls/ca.crt of the hub's folder"
+        ) from error
+
+
+def _why(error: httpx.HTTPError) -> str:
+    """What went wrong and what to do, as the end of a sentence that begins with the address."""
+    said = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return (
+            "shows a certificate that is not trusted here; name the hub's certificate authority "
+            "(COOP_CA_FILE, --ca) and an address that the certificate is for"
+        )
+    if isinstance(error, httpx.RemoteProtocolError) or "SSL" in said:
+        return "speaks another protocol; is it the hub's address, with https://?"
+    return f"does not answer ({type(error).__name__}); is it running, and is this its address?"
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:
@@ -156,4 +181,7 @@ def _problem(response: httpx.Response) -> dict[str, Any]:
         problem = orjson.loads(response.content)
     except orjson.JSONDecodeError:
         problem = None
-    return problem if isinstance(problem, dict) else {"title": response.text[:200]}
+    if isinstance(problem, dict) and "code" in problem:
+        return problem
+    origin = f"{response.url.scheme}://{response.url.netloc.decode()}"
+    return {"title": f"HTTP {response.status_code} from {origin}; is this the right address?"}

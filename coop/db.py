@@ -14,7 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from coop.errors import CoopError, Kind
+from coop.errors import CoopError, InvalidInputError, Kind
 
 metadata = sa.MetaData(
     naming_convention={
@@ -30,6 +30,7 @@ metadata = sa.MetaData(
 RowId: Final = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """Type of a generated primary key (SQLite generates only for INTEGER)."""
 
+_KNOWN: Final = ("sqlite:", "postgresql:", "postgresql+psycopg:")
 _BUSY_MS: Final = 30_000  # longest a writer waits for another; the longest transaction is under 2 s
 
 
@@ -44,6 +45,8 @@ class Database:
     """One database, by URL. Cheap to make; `close` when done."""
 
     def __init__(self, url: str) -> None:
+        if not url.startswith(_KNOWN):
+            raise InvalidInputError("COOP_DATABASE_URL: must be sqlite:///… or postgresql://…")
         self.url = _with_driver(url)
         sqlite = self.url.startswith("sqlite")
         if sqlite and (path := sa.make_url(self.url).database):

@@ -6,6 +6,7 @@ for byte.
 """
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ _DID_PREFIX: Final = "did:key:z"
 _ED25519_MULTICODEC: Final = b"\xed\x01"  # https://github.com/multiformats/multicodec, ed25519-pub
 _ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 SEED_BYTES: Final = 32
+_KEY_FILE: Final = re.compile(rb"[0-9a-f]{64}")
 SIGNATURE_BYTES: Final = 64
 
 
@@ -53,12 +55,15 @@ class SigningKey:
 
         Raises:
             NotFoundError: There is no such file.
+            InvalidInputError: It is something else.
         """
-        if not path.exists():
-            raise NotFoundError(
-                f"key file {path.name} is missing; make it with the init or join command"
-            )
-        return cls(bytes.fromhex(path.read_text().strip()))
+        if not path.is_file():
+            raise NotFoundError(f"key file {path} is missing; make it, or name another")
+        # A longer file is another kind of file; its content must not reach the message.
+        text = path.read_bytes()[: 4 * SEED_BYTES].strip()
+        if not _KEY_FILE.fullmatch(text):
+            raise InvalidInputError(f"key file {path}: holds no key; name another file")
+        return cls(bytes.fromhex(text.decode()))
 
     def save(self, path: Path) -> None:
         """Write the seed to a new file that only its owner can read.

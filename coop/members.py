@@ -212,6 +212,17 @@ def account_of(connection: sa.Connection, issuer: str, subject: str) -> int:
     return int(connection.execute(query).scalar_one())
 
 
+def check_account(connection: sa.Connection, account_id: int) -> None:
+    """Return if somebody has signed in with this account.
+
+    Raises:
+        NotFoundError: Nobody has.
+    """
+    query = sa.select(account_table.c.id).where(account_table.c.id == account_id)
+    if connection.scalar(query) is None:
+        raise NotFoundError("account: nobody has signed in with it; it is the whoami `subject`")
+
+
 def pids_of(connection: sa.Connection, account_id: int) -> list[tuple[str, str]]:
     """The account's pseudonyms with their sites, in order."""
     query = (

@@ -1,6 +1,6 @@
 """The one Settings object: read once at the composition roots, passed on as an argument.
 
-Every setting is an environment variable `COOP_NAME` and is documented in `docs/settings.md`.
+Every setting is an environment variable `COOP_NAME`, documented in `docs/reference/settings.md`.
 """
 
 from pathlib import Path
@@ -12,7 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """How this process runs. No secret has a default."""
 
-    model_config = SettingsConfigDict(env_prefix="COOP_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="COOP_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     state: Path = Field(
         default=Path(".coop/hub"), description="Folder of this process's keys, database and files."

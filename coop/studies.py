@@ -139,8 +139,9 @@ def propose(
         raise StudyExpiredError("study.expires: lies in the past")
     # (3)
     before = _newest(connection, study.study_id)
-    if study.version != (before.version + 1 if before else 1):
-        raise StudyVersionError("study.version: must be 1, or one more than the newest")
+    due = before.version + 1 if before else 1
+    if study.version != due:
+        raise StudyVersionError(f"study.version: must be {due}, the next one of {study.study_id}")
     same = before is None or (
         before.proposer_account == account_id and before.document["issuer"] == opened.issuer
     )

@@ -1,11 +1,13 @@
 """What the hospital's own staff see of data quality and consent: exact, and never sent anywhere."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from consent.decide import decide
+from consent.decide import Standing, decide
+from coop.documents.study import Study
 from federated.approval import approved_studies
 from federated.mirror import Mirror
 from federated.permits import consent_request
@@ -35,12 +37,29 @@ def by_study(site: Site, mirror: Mirror, *, now: int) -> list[dict[str, Any]]:
     with site.database.reading() as connection:
         pids = all_pids(connection)
         studies = approved_studies(connection)
-    answer = []
-    for entry in studies:
-        request = consent_request(entry["study"], "train-federated", now)
-        effects: Counter[str] = Counter()
-        for pid in pids:
-            standing = standings.get(pid)
-            effects["undecided" if standing is None else decide(standing, request).effect] += 1
-        answer.append({"study_id": entry["study_id"], "version": entry["version"], **dict(effects)})
-    return answer
+    return [
+        {
+            "study_id": entry["study_id"],
+            "version": entry["version"],
+            **_effects(entry["study"], pids, standings, now),
+        }
+        for entry in studies
+    ]
+
+
+def of_study(site: Site, mirror: Mirror, study: Study, *, now: int) -> dict[str, int]:
+    """The same of one study, approved or not."""
+    with site.database.reading() as connection:
+        pids = all_pids(connection)
+    return _effects(study, pids, mirror.standings(), now)
+
+
+def _effects(
+    study: Study, pids: Sequence[str], standings: Mapping[str, Standing], now: int
+) -> dict[str, int]:
+    request = consent_request(study, "train-federated", now)
+    effects: Counter[str] = Counter()
+    for pid in pids:
+        standing = standings.get(pid)
+        effects["undecided" if standing is None else decide(standing, request).effect] += 1
+    return dict(effects)

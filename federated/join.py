@@ -3,9 +3,16 @@
 from pathlib import Path
 
 from coop.client import Client
+from coop.errors import ConflictError
 from coop.members import join_request
 from federated.site import Site
 from federated.supernode import make_key
+
+
+class OtherHospitalError(ConflictError):
+    """The folder was made for a hospital of another name."""
+
+    code = "site.other-hospital"
 
 
 def join(folder: Path, name: str, *, token: str, hub_url: str, ca_file: Path | None) -> Site:
@@ -21,10 +28,17 @@ def join(folder: Path, name: str, *, token: str, hub_url: str, ca_file: Path | N
         token: From `coop hospital invite`.
         hub_url: `https://host:port`.
         ca_file: The hub's certificate authority; None means the system's.
+
+    Raises:
+        OtherHospitalError: The folder is another hospital's.
     """
     # (1)
     exists = (folder / "site.key").exists()
     site = Site.open(folder) if exists else Site.create(folder, name)
+    if site.name != name:
+        # Its pseudonyms and documents bear the name it was made with.
+        site.close()
+        raise OtherHospitalError(f"{folder}: is {site.name}'s; join as {name} from another folder")
     supernode_key = make_key(folder / "supernode.key")
     # (2)
     with Client(hub_url, ca_file) as client:

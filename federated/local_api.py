@@ -6,6 +6,8 @@ the loopback interface only and want the staff token.
 
 import asyncio
 import hmac
+import socket
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
@@ -14,7 +16,7 @@ from fastapi import Depends, FastAPI, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from coop import problems
-from coop.errors import CoopError, Kind
+from coop.errors import CoopError, Kind, UnavailableError
 from federated import approval, coverage, desk
 from federated.budget import debit, site_spend
 from federated.doctor import checks
@@ -29,6 +31,12 @@ class StaffTokenError(CoopError):
 
     code = "node.staff-token"
     kind = Kind.UNAUTHENTICATED
+
+
+class LocalPortTakenError(UnavailableError):
+    """Somebody else listens on the loopback API's port."""
+
+    code = "node.port-taken"
 
 
 class _Body(BaseModel):
@@ -190,27 +198,45 @@ def _listed(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def serve_local(node: Node, port: int) -> None:
-    """Serve the loopback API until `node.stop` is set; writes the address to `local.url`."""
-    config = uvicorn.Config(
-        application(node), host="127.0.0.1", port=port, log_level="warning", access_log=False
-    )
+    """Serve the loopback API until `node.stop` is set; its address stands in `local.url` meanwhile.
+
+    Raises:
+        LocalPortTakenError: Somebody else listens on the port.
+    """
+    address = node.site.folder / "local.url"
+    with _listening(port) as listening:
+        try:
+            asyncio.run(_serving(node, listening, address))
+        finally:
+            address.unlink(missing_ok=True)
+
+
+def _listening(port: int) -> socket.socket:
+    listening = socket.socket()
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
+    except OSError as error:
+        listening.close()
+        raise LocalPortTakenError(
+            f"port {port} cannot be used ({error.strerror}); choose another with --port, 0 for any"
+        ) from error
+    return listening
+
+
+async def _serving(node: Node, listening: socket.socket, address: Path) -> None:
+    config = uvicorn.Config(application(node), log_level="warning", access_log=False)
     server = uvicorn.Server(config)
-    # Our own signal handlers set node.stop; uvicorn's would end the process in mid-stop.
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-
-    async def main() -> None:
-        task = asyncio.create_task(server._serve())  # noqa: SLF001  (serve() would take the signals)
-        while not server.started and not task.done():  # noqa: ASYNC110  (uvicorn has no event)
-            await asyncio.sleep(0.02)
-        if server.started:
-            bound = server.servers[0].sockets[0].getsockname()[1]
-            # Written beside and renamed: a reader finds the whole address or none.
-            beside = node.site.folder / "local.url.new"
-            beside.write_text(f"http://127.0.0.1:{bound}\n")
-            beside.replace(node.site.folder / "local.url")
-        while not node.stop.is_set() and not task.done():  # noqa: ASYNC110  (a thread sets it)
-            await asyncio.sleep(0.2)
-        server.should_exit = True
-        await task
-
-    asyncio.run(main())
+    # _serve, for serve() would take the signals: ours set node.stop, uvicorn's end the process.
+    task = asyncio.create_task(server._serve([listening]))  # noqa: SLF001
+    while not server.started and not task.done():  # noqa: ASYNC110  (uvicorn has no event)
+        await asyncio.sleep(0.02)
+    if server.started:
+        # Written beside and renamed: a reader finds the whole address or none.
+        beside = address.with_suffix(".new")
+        beside.write_text(f"http://127.0.0.1:{listening.getsockname()[1]}\n")
+        beside.replace(address)
+    while not node.stop.is_set() and not task.done():  # noqa: ASYNC110  (a thread sets it)
+        await asyncio.sleep(0.2)
+    server.should_exit = True
+    await task

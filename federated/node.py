@@ -189,6 +189,7 @@ class Node:
         if not isinstance(payload, dict):
             raise NotFoundError("job: has no payload")
         if job["kind"] == "uses":
+            self.mirror.sync()  # a withdrawal of a moment ago belongs on the list she asked for
             return statement(self.site, str(payload["pid"]), clock())
         if job["kind"] == "cohort":
             self.refuse_if_paused()

@@ -17,6 +17,7 @@ from coop.documents.consent import UseStatement
 from coop.documents.envelope import open_document
 from coop.doors import Caller
 from coop.errors import CoopError, Kind, NotFoundError
+from coop.keys import iso
 from inference_gateway import jobs
 from inference_gateway.jobs import JobState
 from inference_gateway.store import OFFLINE_S, SiteOfflineError, last_seen
@@ -144,7 +145,7 @@ class Uses:
 
 
 def _offline(site: str, seen: int) -> SiteOfflineError:
-    since = f"since {seen} (UTC seconds)" if seen else "and has never called"
+    since = f"since {iso(seen)}" if seen else "and has never called"
     return SiteOfflineError(
         f"{site}: the hospital's node does not answer {since}; try again later",
         site=site,

@@ -80,6 +80,8 @@ def test_only_the_cooperative_issues_credits_and_a_key_issues_once(hub: World):
     more = body | {"amount_nano": 1}
     answer = hub.actors["staff-coop"].send("POST", "/v1/ledger/issue", more)
     assert (answer.status_code, answer.json()["code"]) == (409, "ledger.key-reused")
+    nobody = {"account_id": 10**6, "amount_nano": 1, "key": "2"}
+    assert hub.actors["staff-coop"].send("POST", "/v1/ledger/issue", nobody).status_code == 404
 
 
 def test_a_researcher_sees_her_own_account_and_nobody_elses(hub: World):

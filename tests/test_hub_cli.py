@@ -365,10 +365,38 @@ def test_a_stopped_hub_answers_who_waits_ends_with_0_and_leaves_no_process(town:
 
 
 @pytest.mark.flow
-def test_a_second_hub_on_the_port_says_so_and_ends(town: Town):
-    code, said, errors = town.coop("hub", "run")
+def test_a_second_hub_on_the_port_or_the_folder_says_so_and_ends(town: Town):
+    code, said, errors = town.coop("hub", "run", COOP_PORT="0")
+    assert (code, said) == (1, None)
+    assert "process.already-running" in errors
+    other = ("--state", town.folder / "other")
+    assert town.coop("hub", "init", "--legal-mode", "ehds", *other)[0] == 0
+    code, said, errors = town.coop("hub", "run", *other)
     assert (code, said) == (1, None)
     assert "hub.port-taken" in errors
+
+
+def test_an_invitation_without_a_hub_leaves_no_folder(town: Town):
+    absent = town.folder / "absent"
+    code, _, errors = town.coop("hospital", "invite", "northern", "--hub-folder", absent)
+    assert (code, "coop hub init" in errors, absent.exists()) == (1, True, False)
+
+
+def test_the_keys_to_trust_are_saved_and_a_certificate_that_is_not_trusted_is_named(town: Town):
+    file = town.folder / "saved-trust.json"
+    assert town.coop("hub", "status", "--save-trust", file)[0] == 0
+    assert Trust.load(file).hub == HubFolder.open(town.state).hub_key.did
+    code, _, errors = town.coop("study", "list", COOP_CA_FILE=None)
+    assert (code, "certificate that is not trusted" in errors) == (1, True)
+    code, _, errors = town.coop("study", "list", COOP_CA_FILE=str(file))
+    assert (code, "holds no certificate authority" in errors) == (1, True)
+
+
+def test_a_setting_that_cannot_be_is_named_and_exits_2(town: Town):
+    for name, value, expected in (("COOP_PORT", "x", 2), ("COOP_DATABASE_URL", "oracle://x", 1)):
+        code, said, errors = town.coop("hub", "status", **{name: value})
+        assert (code, said, name in errors, "Traceback" in errors) == (expected, None, True, False)
+    assert town.coop("hub", "status", COOP_PORT="")[0] == 0
 
 
 def test_wrong_usage_exits_2_and_a_refusal_1(tmp_path: Path):
@@ -416,6 +444,8 @@ def test_a_backup_with_a_changed_missing_or_added_file_restores_nothing(tmp_path
             restore_folder(copy, tmp_path / "r")
         assert not (tmp_path / "r").exists()
 
+    with pytest.raises(BackupError, match=r"site\.key is missing"):
+        restore_folder(tmp_path / "b", tmp_path / "r", needs="site.key")
     damaged(lambda copy: (copy / "hub.key").write_text("other"))
     damaged(lambda copy: (copy / "hub.key").unlink())
     damaged(lambda copy: (copy / "added").write_text("x"))

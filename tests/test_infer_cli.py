@@ -48,11 +48,40 @@ def test_a_csv_with_gaps_is_asked_row_by_row(world: World, tmp_path: Path):
     assert orjson.loads(again.stdout)["risk"] == facts["risk"]
 
 
+def test_words_are_read_as_a_hospital_reads_them(world: World, tmp_path: Path):
+    file = tmp_path / "rows.csv"
+    file.write_text("age,sex,angina\n63,male,true\n63, Male,true\n63,female,true\n")
+    done = run(infer_app, "heart-1", "--input", file, *DECLARED, "--json")
+    plain, upper, other = orjson.loads(done.stdout)["risk"]
+    assert plain == upper != other
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"age,sex\n63,male,1,2\n", "line 2: has more cells"),
+        (b"years\n63\n", "it reads age"),
+        (b"\xff\xfe\x00", "not CSV"),
+        (b'age\n"63\n', "not CSV"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_costs_nothing(
+    world: World, tmp_path: Path, content: bytes, said: str
+):
+    file = tmp_path / "rows.csv"
+    file.write_bytes(content)
+    done = run(infer_app, "heart-1", "--input", file, *DECLARED)
+    assert isinstance(done.exception, InvalidInputError)
+    assert said in str(done.exception)
+    assert world.balance() == ledger.Balance(posted=1000 * NANO, held=0)
+
+
 def test_text_for_people_names_the_charge_and_the_receipt(world: World, tmp_path: Path):
     file = tmp_path / "row.json"
     file.write_text('{"age": 63, "sex": "male", "angina": true}')
     done = run(infer_app, "heart-1", "--input", file)
     assert "charged 0.010000000 credits" in done.stdout
+    assert "nonce " in done.stdout
 
 
 def test_a_cell_of_the_wrong_kind_is_named_and_costs_nothing(world: World, tmp_path: Path):

@@ -105,7 +105,7 @@ def test_a_key_file_is_its_owners_alone_and_never_overwritten(tmp_path: Path):
 
 
 def test_a_missing_key_file_says_what_to_do(tmp_path: Path):
-    with pytest.raises(NotFoundError, match="init or join"):
+    with pytest.raises(NotFoundError, match="make it"):
         SigningKey.load(tmp_path / "none.key")
 
 
@@ -200,3 +200,10 @@ def test_time_is_written_as_utc():
 def test_random_bytes_are_as_many_as_asked_and_fresh():
     assert len(keys.random_bytes(32)) == 32
     assert keys.random_bytes(32) != keys.random_bytes(32)
+
+
+def test_a_file_that_holds_no_key_is_refused_without_its_content(tmp_path: Path):
+    (tmp_path / "a.key").write_bytes(b"\xffsecret")
+    with pytest.raises(InvalidInputError) as caught:
+        SigningKey.load(tmp_path / "a.key")
+    assert "secret" not in str(caught.value)

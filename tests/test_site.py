@@ -1,5 +1,6 @@
 """A hospital's own place: pids only it can compute, folds that hold, trust that stays pinned."""
 
+import socket
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 from small_world import DIDS, TRUST, key
 
+from coop.alone import AlreadyRunningError, alone
 from coop.errors import ConflictError, InvalidInputError, NotFoundError
 from federated.data import csv_of
 from federated.importers import import_csv
+from federated.join import OtherHospitalError, join
+from federated.local_api import LocalPortTakenError, _listening
 from federated.site import NotJoinedError, Site, TrustPinnedError, fingerprint
 
 
@@ -133,3 +137,24 @@ def test_a_hospital_may_bring_its_own_database(tmp_path: Path, postgres_url: str
 
 def test_the_fingerprint_is_short_enough_to_read_aloud(site: Site):
     assert len(fingerprint(site)) == 16
+
+
+def test_a_folder_joins_under_the_name_it_was_made_with_only(tmp_path: Path):
+    Site.create(tmp_path / "a", "northern").close()
+    with pytest.raises(OtherHospitalError, match="northern"):
+        join(tmp_path / "a", "southern", token="t", hub_url="https://127.0.0.1:9", ca_file=None)
+
+
+def test_one_process_runs_over_a_folder(tmp_path: Path):
+    with alone(tmp_path), pytest.raises(AlreadyRunningError), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_a_taken_port_of_the_loopback_api_is_named(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(LocalPortTakenError, match="--port"):
+            _listening(taken.getsockname()[1])

@@ -13,6 +13,7 @@ from coop.errors import NotFoundError
 from federated.answers import cohort_commitment, of_debit
 from federated.budget import cohort_of
 from federated.cohort import answer_cohort
+from federated.node import Node
 from federated.round import WithdrawnError, answer_round
 from federated.uses import statement
 
@@ -119,6 +120,17 @@ def test_nothing_after_her_withdrawal_is_on_her_list(coop):
     assert found.excluded_from is not None
     assert [use.what for use in found.uses] == ["training round"] + ["cohort answer"] * 2
     assert all(use.at <= found.excluded_from for use in found.uses)
+
+
+def test_a_withdrawal_of_a_moment_ago_is_on_the_list_though_no_round_came_since(coop):
+    patient = in_training(coop)
+    coop.mirror.sync()
+    coop.say("revoke", [patient])
+    node = Node(coop.site)
+    node.mirror = coop.mirror
+    document = node._job({"kind": "uses", "payload": {"pid": patient.pid}})
+    said = open_document(UseStatement, document, issuers={coop.site.key.did}).subject
+    assert said.excluded_from is not None
 
 
 def test_a_stranger_has_no_list(coop):

@@ -2,7 +2,7 @@
 
 import sys
 from importlib import import_module
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 import typer
@@ -80,8 +80,20 @@ def main() -> NoReturn:
     except BrokenPipeError:
         pass
     except Exception as error:
-        # SQLAlchemy is half a second of start-up that most commands need not pay.
-        if type(error).__name__ != "OperationalError":
-            raise
-        print("db.unavailable: the database does not answer or is full", file=sys.stderr)
+        # By name: SQLAlchemy and pydantic are start-up that most commands need not pay.
+        match type(error).__name__:
+            case "OperationalError":
+                print("db.unavailable: the database does not answer or is full", file=sys.stderr)
+            case "ValidationError" if getattr(error, "title", "") == "Settings":
+                print(_wrong_settings(error), file=sys.stderr)
+                sys.exit(2)
+            case _:
+                raise
     sys.exit(1)
+
+
+def _wrong_settings(error: Any) -> str:  # noqa: ANN401  (pydantic's ValidationError, see above)
+    return "\n".join(
+        f"COOP_{'.'.join(map(str, one['loc'])).upper()}: {one['msg']} (docs/reference/settings.md)"
+        for one in error.errors(include_input=False)
+    )

@@ -1,6 +1,5 @@
 """`coop hospital`: join, import, enrol, approve, run. Acts on the hospital's own folder."""
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coop.cli.output import show
+from coop.cli.output import show, told
 from coop.errors import CoopError, Kind
 
 if TYPE_CHECKING:
@@ -40,10 +39,13 @@ def invite(
 ) -> None:
     """At the hub: make a single-use token with which the hospital NAME joins within a day."""
     from coop.db import Database
+    from coop.hub.folder import HubFolder
     from coop.members import create_invite
     from coop.settings import Settings
 
-    database = Database((Settings(state=hub) if hub else Settings()).database())
+    settings = Settings(state=hub) if hub else Settings()
+    HubFolder.open(settings.state)  # refused here, before an empty database is made
+    database = Database(settings.database())
     with database.unit_of_work() as connection:
         token = create_invite(connection, name, now=int(time.time()))
     database.close()
@@ -62,6 +64,8 @@ def join(
     """Join a cooperative: make this hospital's keys, show the public halves, pin the hub's."""
     from federated.join import join as join_hub
 
+    if not hub.startswith("https://"):
+        raise typer.BadParameter("must be like https://host:8440", param_hint="--hub")
     site = join_hub(state, name, token=token, hub_url=hub, ca_file=ca)
     facts = {"name": site.name, "did": site.key.did, "hub": site.trust.hub, "folder": str(state)}
     site.close()
@@ -75,14 +79,19 @@ def join(
 @import_app.command("csv")
 def import_csv(
     path: Annotated[Path, typer.Argument(help="A CSV file with a header; one row a patient.")],
+    dictionary: Annotated[
+        Path | None,
+        typer.Option(help="What each column may hold; the bundled cardiology one by default."),
+    ] = None,
     state: State = HERE,
     as_json: Json = False,
 ) -> None:
     """Import a CSV file; a malformed line is set aside with its reason and stops nothing."""
+    from federated.importers import Dictionary
     from federated.importers import import_csv as read
 
     site = _open(state)
-    report = read(site, path)
+    report = read(site, path, Dictionary.load(dictionary) if dictionary else None)
     site.close()
     facts = {
         "rows": report.rows,
@@ -97,14 +106,16 @@ def import_csv(
 
 
 @import_app.command("fhir")
-def import_fhir(path: Path) -> None:
+def import_fhir(path: Path, as_json: Json = False) -> None:
     """FHIR bundles: not in this release."""
+    del as_json
     raise FormatLaterError(f"{path.name}: FHIR import comes later; export a CSV and import that")
 
 
 @import_app.command("omop")
-def import_omop(path: Path) -> None:
+def import_omop(path: Path, as_json: Json = False) -> None:
     """OMOP tables: not in this release."""
+    del as_json
     raise FormatLaterError(f"{path.name}: OMOP import comes later; export a CSV and import that")
 
 
@@ -119,7 +130,7 @@ def enrol(
     from federated import desk
 
     if method not in {"desk", "post", "custodial"}:
-        raise typer.BadParameter("method: must be desk, post or custodial")
+        raise typer.BadParameter("must be desk, post or custodial", param_hint="--method")
     site = _open(state)
     codes = desk.enrol(site, [record_key], method=method, now=int(time.time()))  # type: ignore[arg-type]  # checked above
     site.close()
@@ -154,12 +165,20 @@ def dry_run(
     as_json: Json = False,
 ) -> None:
     """Show what approving STUDY would sign and how many records it could use; signs nothing."""
-    from federated import approval
+    from coop.documents.study import Study
+    from federated import approval, coverage
+    from federated.mirror import Mirror
 
     site = _open(state)
-    review = approval.review(site, _hub(site), study, version, now=int(time.time()))
+    hub, now = _hub(site), int(time.time())
+    review = approval.review(site, hub, study, version, now=now)
+    mirror = Mirror(site, hub)
+    mirror.sync()
+    review["records"] = coverage.of_study(
+        site, mirror, Study.model_validate(review["study"]), now=now
+    )
     site.close()
-    show(review, as_json, _lines(review))
+    show(review, as_json, told(review))
 
 
 @app.command()
@@ -187,7 +206,8 @@ def approve(
         now=int(time.time()),
     )
     site.close()
-    show({"approval": signed}, as_json, f"approved {study} with the key of {site.name}")
+    named = f"{study} v{signed['credentialSubject']['version']}"
+    show({"approval": signed}, as_json, f"approved {named} with the key of {site.name}")
 
 
 @app.command()
@@ -199,23 +219,24 @@ def run(
 ) -> None:
     """Run this hospital's node until Ctrl-C. It only dials out; the API is for this house."""
     from coop import logs
+    from coop.alone import alone
     from federated.local_api import serve_local
     from federated.node import Node, staff_token
 
     logs.configure()
     site = _open(state)
-    staff_token(site.folder)
-    print(
-        f"{site.name}: node starts; staff token in {site.folder / 'staff.token'}", file=sys.stderr
-    )
-    Node(site).run(lambda node: serve_local(node, port))
+    with alone(state):
+        staff_token(site.folder)
+        token = site.folder / "staff.token"
+        print(f"{site.name}: node starts; staff token in {token}", file=sys.stderr)
+        Node(site).run(lambda node: serve_local(node, port))
 
 
 @app.command()
 def status(state: State = HERE, as_json: Json = False) -> None:
     """What the running node says of itself."""
     facts = _local(state).get("/local/v1/status")
-    show(facts, as_json, _lines(facts))
+    show(facts, as_json, told(facts))
 
 
 @app.command()
@@ -241,11 +262,13 @@ def restore(
     from coop.backup import restore_folder
     from federated.approval import distrust_budgets
 
-    report = restore_folder(source, state)
+    report = restore_folder(source, state, needs="site.key")
     site = _open(state)
     report["approvals_ended"] = distrust_budgets(site, now=int(time.time()))
     site.close()
-    show(report, as_json, f"{report['files']} files in {state}")
+    ended = f"{report['approvals_ended']} approvals ended: budget spent since is unknown here"
+    text = f"{report['files']} files in {state}\n{ended}; coop hospital approve each study anew"
+    show(report, as_json, text)
 
 
 def _open(state: Path) -> "Site":
@@ -269,8 +292,3 @@ def _local(state: Path) -> Any:  # noqa: ANN401  (imported only where a command 
     if not address.exists():
         raise UnavailableError(f"{state}: no node runs here; start it with `coop hospital run`")
     return Client(address.read_text().strip(), token=staff_token(state))
-
-
-def _lines(facts: dict[str, Any]) -> str:
-    width = shutil.get_terminal_size().columns
-    return "\n".join(f"{name:24} {str(value)[: width - 26]}" for name, value in facts.items())

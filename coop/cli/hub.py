@@ -70,6 +70,7 @@ def run(*, folder: Folder = None, as_json: Json = False) -> None:
     import os
 
     from coop import logs
+    from coop.alone import alone
     from coop.hub.app import create_app
     from coop.hub.folder import HubFolder
     from coop.hub.serve import serve
@@ -86,11 +87,20 @@ def run(*, folder: Folder = None, as_json: Json = False) -> None:
 
         sys.stdout.flush()
 
-    serve(settings, create_app(settings), ready=ready)
+    with alone(settings.state):
+        serve(settings, create_app(settings), ready=ready)
 
 
 @app.command()
-def status(*, folder: Folder = None, as_json: Json = False) -> None:
+def status(
+    *,
+    save_trust: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the keys to trust, for COOP_TRUST_FILE."),
+    ] = None,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
     """Say who the hub is, who has joined, how far the log is, and whether it answers."""
     from coop import members, studies, tls
     from coop.client import Client
@@ -107,8 +117,10 @@ def status(*, folder: Folder = None, as_json: Json = False) -> None:
         sites = members.sites(connection)
         found = studies.every(connection)
         size = journal.size(connection)
-        trust = hub.trust(connection).to_json()
+        trust = hub.trust(connection)
     database.close()
+    if save_trust is not None:
+        trust.save(save_trust)
     try:
         with Client(hub.hub_url, hub.ca_file) as client:
             client.get("/readyz")
@@ -126,7 +138,7 @@ def status(*, folder: Folder = None, as_json: Json = False) -> None:
         "studies": [
             {"study_id": row.id, "version": row.version, "state": row.state} for row in found
         ],
-        "trust": trust,
+        "trust": trust.to_json(),
     }
     text = (
         f"{hub.origin} at {hub.hub_url} ({hub.legal_mode})\n"
@@ -171,7 +183,7 @@ def restore(
     from coop.journal.store import Journal
 
     settings = _settings(folder)
-    report = restore_folder(source, settings.state)
+    report = restore_folder(source, settings.state, needs="hub.json")
     hub = HubFolder.open(settings.state)
     database = Database(settings.database())
     journal = Journal(database, hub.log_key, hub.origin, lambda: int(time.time()))

@@ -1,6 +1,7 @@
 """`coop infer`, `coop cohort`, `coop usage`: ask a model, ask the hospitals, see the bill."""
 
 import csv
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -19,6 +20,7 @@ usage_app = typer.Typer(add_completion=False)
 
 _WAIT_S: Final = 20  # one long poll for a cohort answer
 _POLLS_MAX: Final = 10  # the hub itself gives up on silent hospitals before this
+_COSIGNED_WITHIN_S: Final = 5  # hospitals cosign within a second or two
 _EMPTY: Final = {"FP64": 0.0, "BYTES": "", "BOOL": False}  # stands where a value is missing
 _FLAGS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -26,6 +28,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 Key = Annotated[
     str | None,
     typer.Option("--idempotency-key", help="A repeat with the same key is not charged again."),
+]
+Receipt = Annotated[
+    Path | None,
+    typer.Option("--receipt", metavar="FILE", help="Keep the receipt, for coop verify receipt."),
 ]
 
 
@@ -37,12 +43,16 @@ class MissingKeyError(CoopError):
 
 
 @infer_app.command()
-def infer(
+def infer(  # noqa: PLR0913, PLR0917  (the options of a command line)
     model: Annotated[str, typer.Argument(help="Id of a released model (`coop model list`).")],
-    file: Annotated[Path, typer.Option("--input", exists=True, help="CSV with a header, or JSON.")],
+    file: Annotated[
+        Path,
+        typer.Option("--input", exists=True, dir_okay=False, help="CSV with a header, or JSON."),
+    ],
     study: Annotated[str | None, typer.Option(help="Study; by default the model's.")] = None,
     purpose: Annotated[str | None, typer.Option(help="DUO code; by default the model's.")] = None,
     key: Key = None,
+    receipt: Receipt = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a released model about your own rows. An empty cell or null is a missing value.
@@ -73,17 +83,23 @@ def infer(
         "nonce": answer.headers["Coop-Receipt-Nonce"],
     }
     lines = [f"row {at + 1:>5}  risk {value:.3f}" for at, value in enumerate(risk)]
-    lines += [f"charged {to_text(fee)} credits", f"receipt {facts['receipt']}"]
+    lines.append(f"charged {to_text(fee)} credits")
+    lines += [f"receipt {facts['receipt']}", f"nonce   {facts['nonce']}"]
     show(facts, as_json, "\n".join(lines))
+    _keep(answer.headers["Coop-Receipt"], receipt)
 
 
 @cohort_app.command()
-def cohort(
+def cohort(  # noqa: PLR0913, PLR0917  (the options of a command line)
     study: Annotated[str, typer.Argument(help="Id of your study.")],
-    file: Annotated[Path, typer.Option("--query", exists=True, help="JSON: where, release, …")],
+    file: Annotated[
+        Path,
+        typer.Option("--query", exists=True, dir_okay=False, help="JSON: where, release, …"),
+    ],
     version: Annotated[int | None, typer.Option(help="Study version; by default newest.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it costs.")] = False,
     key: Key = None,
+    receipt: Receipt = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask every hospital that approved your study a question that they answer with noise."""
@@ -105,6 +121,7 @@ def cohort(
             job = client.get(f"/v1/jobs/{job['id']}", wait=_WAIT_S)
         result = client.get(f"/v1/jobs/{job['id']}/result")
     show(result, as_json, _result_text(result))
+    _keep(result["receipt_sha256"], receipt)
 
 
 @usage_app.command()
@@ -123,8 +140,22 @@ def usage(as_json: AsJson = False) -> None:
 def _client() -> Client:
     settings = Settings()
     if settings.api_key is None:
-        raise MissingKeyError("COOP_API_KEY: set it to a researcher's API key")
+        raise MissingKeyError("COOP_API_KEY: set it to a researcher's API key (docs/quickstart.md)")
     return Client(settings.hub_url, settings.ca_file, token=settings.api_key.get_secret_value())
+
+
+def _keep(digest: str, file: Path | None) -> None:
+    """Save the receipt, after the paid answer is shown; waits some seconds for cosignatures."""
+    if file is None:
+        return
+    bundle: dict[str, Any] = {}
+    with _client() as client:
+        for _ in range(_COSIGNED_WITHIN_S):
+            bundle = client.get(f"/v1/receipts/{digest}")
+            if str(bundle["proof"]).count("\n\u2014 ") > 1:  # the log's own signature is one
+                break
+            time.sleep(1)
+    file.write_bytes(orjson.dumps(bundle))
 
 
 def _newest(client: Client, study: str) -> int:
@@ -143,7 +174,11 @@ def _body(file: Path, tensors: list[dict[str, Any]]) -> dict[str, Any]:
         rows = found if isinstance(found, list) else [found]
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise InvalidInputError(f"{file.name}: must hold rows as JSON objects, or CSV lines")
-    return {"inputs": [tensor for each in tensors if (tensor := _tensor(each, rows)) is not None]}
+    inputs = [tensor for each in tensors if (tensor := _tensor(each, rows)) is not None]
+    if not inputs:
+        names = ", ".join(tensor["name"] for tensor in tensors)
+        raise InvalidInputError(f"{file.name}: no value the model reads; it reads {names}")
+    return {"inputs": inputs}
 
 
 def _tensor(declared: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -163,8 +198,14 @@ def _tensor(declared: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, A
 
 
 def _csv_rows(file: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
-    with file.open(newline="", encoding="utf-8-sig") as text:
-        lines = list(csv.DictReader(text))
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            lines = list(csv.DictReader(text, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInputError(f"{file.name}: not CSV in UTF-8 ({error})") from error
+    for at, line in enumerate(lines):
+        if None in line:
+            raise InvalidInputError(f"{file.name} line {at + 2}: has more cells than the header")
     return [
         {
             name: _cell(cell, kinds[name], f"{file.name} line {at + 2}, {name}")
@@ -177,7 +218,9 @@ def _csv_rows(file: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
 
 def _cell(cell: str, datatype: str, where: str) -> float | str | bool:
     if datatype == "BYTES":
-        return cell
+        # As a hospital's import reads words: the model knows them in lower case, and one it does
+        # not know would be answered as the reference category.
+        return cell.strip().lower()
     if datatype == "BOOL":
         if cell.strip().lower() not in _FLAGS:
             raise InvalidInputError(f"{where}: must be true or false")

@@ -8,3 +8,35 @@ import orjson
 def show(facts: Mapping[str, object], as_json: bool, text: str) -> None:
     """Print `facts` as one JSON document with `--json`, else `text`."""
     print(orjson.dumps(facts).decode() if as_json else text)
+
+
+def told(facts: Mapping[str, object], indent: str = "") -> str:
+    """`facts` as lines of name and value, nothing left out; what lies deeper is indented."""
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{name}", told(value, f"{indent}  ")]
+        elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+            lines.append(f"{indent}{name}")
+            lines += [f"{indent}  - {_said(each)}" for each in value]
+        else:
+            said = day(value) if name == "at" and isinstance(value, int) else _said(value)
+            lines.append(f"{indent}{name:<{max(0, 24 - len(indent))}} {said}")
+    return "\n".join(lines)
+
+
+def day(seconds: int) -> str:
+    """A time as people in every zone read it: `2026-11-25 04:12:07 UTC`."""
+    from coop.keys import iso
+
+    return iso(seconds).replace("T", " ").replace("Z", " UTC")
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_said(each)}" for name, each in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_said, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

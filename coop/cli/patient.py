@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from coop.cli.output import show
+from coop.cli.output import day, show
 from coop.errors import CoopError, Kind
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def statement(key: KeyFile = HERE, trust: TrustFile = None, as_json: AsJson = Fa
         for use in said["uses"]
     ]
     until = said.get("excluded_from")
-    lines.append(f"withdrawn since {until} (UTC seconds)" if until else "not withdrawn")
+    lines.append(f"withdrawn since {day(until)}" if until else "not withdrawn")
     lines.append(f"signed by {said['site']}" if pinned else "signatures: NOT VERIFIED")
     show({"verified": pinned is not None, "statement": document}, as_json, "\n".join(lines))
 
@@ -212,7 +212,7 @@ def _decide(key_file: Path, trust: Path | None, policy: "Policy | None", *, as_j
     }
     text = (
         f"{facts['event']} recorded at entry {facts['index']}, in force everywhere by "
-        f"{facts['effective_by']} (UTC seconds)\n"
+        f"{day(facts['effective_by'])}\n"
         f"receipt: {'verified' if facts['verified'] else 'NOT VERIFIED'}"
     )
     show(facts, as_json, text)
@@ -279,6 +279,10 @@ def _checked(
 def _key(path: Path) -> "SigningKey":
     from coop.keys import SigningKey
 
+    if not path.exists():
+        raise NotEnrolledYetError(
+            f"key file {path} is missing; name yours with --key; coop patient new makes one"
+        )
     return SigningKey.load(path)
 
 
@@ -296,7 +300,10 @@ def _trusted(path: Path | None) -> "Trust | None":
 
     chosen = path or Settings().trust_file
     if chosen is None:
-        print("no trust file: nothing that comes back can be verified", file=sys.stderr)
+        print(
+            "no trust file (--trust, COOP_TRUST_FILE): nothing that comes back can be verified",
+            file=sys.stderr,
+        )
         return None
     return Trust.load(chosen)
 

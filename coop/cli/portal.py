@@ -36,6 +36,11 @@ def portal(
     if hospital:
         address = state / "local.url"
         token = state / "staff.token"
+        if not token.exists() and settings.node_token is None:
+            raise InvalidInputError(
+                f"{state}: no node has run here; start it with `coop hospital run`, name its "
+                "folder with --state, or set COOP_NODE_URL and COOP_NODE_TOKEN"
+            )
         here = Portal(
             hub_url=settings.hub_url,
             node_url=address.read_text().strip() if address.exists() else settings.node_url,
@@ -48,7 +53,7 @@ def portal(
         if not settings.oidc_issuer or settings.oidc_client_secret is None:
             raise InvalidInputError(
                 "COOP_OIDC_ISSUER and COOP_OIDC_CLIENT_SECRET: name the sign-in service "
-                "(docs/settings.md); `make demo-serve` brings its own"
+                "(docs/reference/settings.md); `make demo-serve` brings its own"
             )
         here = Portal(hub_url=settings.hub_url, ca_file=settings.ca_file)
         sign_in = {

@@ -1,5 +1,6 @@
 """`coop study`: propose, list, show, train and cancel studies, with a researcher's own key."""
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from coop.cli.output import show
-from coop.errors import CoopError, Kind
+from coop.errors import CoopError, Kind, NotFoundError
 
 if TYPE_CHECKING:
     from coop.client import Client
@@ -53,6 +54,8 @@ def propose(
     study = Study.model_validate(load_study(file))
     if new_key:
         SigningKey.generate().save(key)
+    elif not key.exists():
+        raise NotFoundError(f"key file {key} is missing; name yours with --key, or add --new-key")
     document = issue(study, SigningKey.load(key), int(time.time()))
     with _client(required=True) as client:
         answer = client.post("/v1/studies", {"document": document})
@@ -112,15 +115,21 @@ def train(
         body["version"] = version
     with _client(required=True) as client:
         run = client.post("/v1/rounds", body)["run"]
-        seen = -1
-        while wait and run["state"] not in _ENDED:
-            if run["round"] != seen and not as_json:
-                seen = run["round"]
-                waiting = f" ({run['error']})" if run["error"] else ""
-                print(f"round {seen} of {run['rounds']}{waiting}", flush=True)
-            time.sleep(_POLL_S)
-            run = _plain(client.get(f"/v1/rounds/{run['order_sha256']}"))
-    show(run, as_json, f"{run['order_sha256']}: {run['state']}")
+        if wait:
+            try:
+                run = _followed(client, run, quiet=as_json)
+            except KeyboardInterrupt:
+                left = f"the hub goes on; `coop study cancel {study_id}` stops it"
+                print(f"no longer followed: {left}", file=sys.stderr)
+                raise
+        if run["state"] == "finished":
+            released = client.get("/v1/models")["models"]
+            made = [m["model_id"] for m in released if m["order_sha256"] == run["order_sha256"]]
+            run["model_id"] = made[0] if made else None
+    text = f"{run['order_sha256']}: {run['state']}"
+    if run.get("model_id"):
+        text += f"\nmodel {run['model_id']}; coop model card {run['model_id']}"
+    show(run, as_json, text)
     if run["state"] in {"failed", "cancelled"}:
         raise TrainingFailedError(f"run: {run['state']} ({run['error']})")
 
@@ -145,6 +154,20 @@ def cancel(study_id: Id, version: Version = None, as_json: AsJson = False) -> No
     show(answer, as_json, f"{study_id} v{number} is {answer['state']}")
 
 
+def _followed(client: "Client", run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """The run when it has ended; every round on a line of its own."""
+    seen = -1
+    while run["state"] not in _ENDED:
+        if run["round"] != seen and not quiet:
+            seen = run["round"]
+            waiting = f" ({run['error']})" if run["error"] else ""
+            done = f"round {seen} of {run['rounds']}" if seen <= run["rounds"] else "evaluated"
+            print(f"{done}{waiting}", flush=True)
+        time.sleep(_POLL_S)
+        run = _plain(client.get(f"/v1/rounds/{run['order_sha256']}"))
+    return run
+
+
 def _client(*, required: bool = False) -> "Client":
     from coop.client import Client
     from coop.settings import Settings
@@ -152,7 +175,7 @@ def _client(*, required: bool = False) -> "Client":
     settings = Settings()
     token = settings.api_key.get_secret_value() if settings.api_key else None
     if token is None and required:
-        raise NoApiKeyError("COOP_API_KEY: set it to your API key")
+        raise NoApiKeyError("COOP_API_KEY: set it to your API key (docs/quickstart.md)")
     return Client(settings.hub_url, settings.ca_file, token=token)
 
 

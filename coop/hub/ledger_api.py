@@ -206,6 +206,7 @@ def _ledger_routes(router: APIRouter, doors: Doors, economy: Economy) -> None:
         """Bring credits to a researcher who has paid for them outside."""
         _check_coop(caller)
         with doors.database.unit_of_work() as connection:
+            members.check_account(connection, body.account_id)
             posted = economy.issue(
                 connection,
                 account_id=body.account_id,

@@ -79,6 +79,15 @@ debit_pid = sa.Table(
 )
 """Who pays a debit, append-only; the salt opens her leaf of the receipt's cohort commitment."""
 
+debit_bystander = sa.Table(
+    "debit_bystander",
+    metadata,
+    sa.Column("sequence", sa.ForeignKey("debit.sequence"), primary_key=True),
+    sa.Column("pid", sa.String(26), primary_key=True),
+)
+"""Who permitted a draw and took no part: another fold, an unusable row, a spent lifetime. Should she
+withdraw before the answer leaves, it is refused as for a member: a refusal tells no cohort."""
+
 
 _ddl: Callable[[str], sa.DDL] = sa.DDL  # SQLAlchemy leaves its constructor untyped
 
@@ -180,13 +189,20 @@ def afford(connection: sa.Connection, pids: Iterable[str], cost_nano: int) -> se
     return {pid for pid in asked if rdp_nano(spent.get(pid, 0)) <= left}
 
 
-def grant(
-    connection: sa.Connection, draw: Draw, pids: Collection[str], lines: Lines, *, now: int
+def grant(  # noqa: PLR0913  (who pays, and who only permitted)
+    connection: sa.Connection,
+    draw: Draw,
+    pids: Collection[str],
+    lines: Lines,
+    *,
+    permits: Collection[str],
+    now: int,
 ) -> Stored:
     """Debit `draw` to `pids` and write its answer as granted: in the caller's transaction.
 
     The caller holds `lock` and took `pids` from `afford` in this same transaction. A repeat of a
-    known key debits nothing and returns the row that is there.
+    known key debits nothing and returns the row that is there. `permits` are all whose consent the
+    lease showed, `pids` among them.
 
     Raises:
         BudgetExhaustedError: The line and then the reserve cannot pay. Depends on the study's
@@ -219,6 +235,9 @@ def grant(
     rows = [{"sequence": sequence, "pid": pid, "salt": _salt()} for pid in sorted(pids)]
     if rows:
         connection.execute(sa.insert(debit_pid), rows)
+    others = [{"sequence": sequence, "pid": pid} for pid in sorted(set(permits) - set(pids))]
+    if others:
+        connection.execute(sa.insert(debit_bystander), others)
     connection.execute(
         sa.insert(answer).values(
             key=draw.key,
@@ -244,6 +263,15 @@ def cohort_of(connection: sa.Connection, sequence: int) -> dict[str, str]:
         .order_by(debit_pid.c.pid)
     )
     return {row.pid: row.salt for row in rows}
+
+
+def permitted_by(connection: sa.Connection, sequence: int) -> set[str]:
+    """Everyone whose consent covered one debit when it was granted, of its cohort or not."""
+    both = sa.union_all(
+        sa.select(debit_pid.c.pid).where(debit_pid.c.sequence == sequence),
+        sa.select(debit_bystander.c.pid).where(debit_bystander.c.sequence == sequence),
+    )
+    return set(connection.execute(both).scalars())
 
 
 def patient_budget(connection: sa.Connection, pid: str) -> PatientBudget:

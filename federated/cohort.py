@@ -140,7 +140,7 @@ def answer_cohort(
         # Debited, noise not yet drawn: a crash here loses budget, never privacy.
         # (4) Compute and store.
         draw = _compute(site, task, draw, lease, now())
-    # (5) A fresh lease must still cover everyone whose row was looked at.
+    # (5) A fresh lease must still cover everyone who permitted it, as in `federated.round`.
     asked_at = now()
     fresh = mirror.lease(task.approved.approval.witnesses)
     _refuse_if_withdrawn(site, task, draw, fresh, asked_at)
@@ -263,17 +263,17 @@ def _grant(site: Site, task: _Task, lease: HeldLease, at: int) -> Stored:
             sigma_micro=sigma_micro_for(task.rho_part_nano),
             job_id=task.job.subject.job_id,
         )
-        return budget.grant(connection, draw, cohort, task.approved.lines, now=at)
+        lines = task.approved.lines
+        return budget.grant(connection, draw, cohort, lines, permits=willing, now=at)
 
 
 def _compute(site: Site, task: _Task, draw: Stored, lease: HeldLease, at: int) -> Stored:
     if draw.state is not State.GRANTED:
         return draw
     with site.database.reading() as connection:
-        members = set(budget.cohort_of(connection, draw.debit_sequence))
-        if permitted(lease, members, consent_request(task.study, _USE, at)) != members:
+        if not _covered(connection, task, draw, lease, at):
             _discard(site, draw)
-        rows = rows_of(connection, members)
+        rows = rows_of(connection, budget.cohort_of(connection, draw.debit_sequence))
     lease.check()
     numbers = _numbers(rows, task, site.name)
     with site.database.unit_of_work() as connection:
@@ -308,11 +308,19 @@ def _risk_micro(row: dict[str, object], weights: Weights, study: Study, site: st
 
 def _refuse_if_withdrawn(site: Site, task: _Task, draw: Stored, fresh: HeldLease, at: int) -> None:
     with site.database.reading() as connection:
-        members = set(budget.cohort_of(connection, draw.debit_sequence))
         approved_study(connection, site, task.approved.study_sha256).check_in_force(at)
-    fresh.check()
-    if permitted(fresh, members, consent_request(task.study, _USE, at)) != members:
+        fresh.check()
+        covered = _covered(connection, task, draw, fresh, at)
+    if not covered:
         _discard(site, draw)
+
+
+def _covered(
+    connection: sa.Connection, task: _Task, draw: Stored, lease: HeldLease, at: int
+) -> bool:
+    """Whether everyone who permitted the draw when it was granted still does."""
+    covered = budget.permitted_by(connection, draw.debit_sequence)
+    return permitted(lease, covered, consent_request(task.study, _USE, at)) == covered
 
 
 def _discard(site: Site, draw: Stored) -> NoReturn:

@@ -54,7 +54,7 @@ ATTEMPTS_MAX: Final = 16  # of one round; the reserve of any sane plan ends befo
 
 
 class WithdrawnError(CoopError):
-    """A patient of the cohort withdrew before the answer could leave; it never will. Ask again."""
+    """A patient who permitted the answer withdrew before it could leave; it never will. Ask again."""
 
     code = "round.withdrawn"
     kind = Kind.CONFLICT
@@ -104,7 +104,8 @@ def answer_round(
 
     Guarantees: only rows whose patients' consent this node verified itself take part; the budget is
     debited before noise is drawn and never refunded; a repeat of the same input returns the same
-    bytes for no further debit; nothing leaves once a patient of the cohort has withdrawn.
+    bytes for no further debit; nothing leaves once a patient who permitted it has withdrawn, of the
+    cohort or not: whoever stops one patient between the leases must not learn whether she was in it.
 
     Args:
         site: This hospital.
@@ -116,7 +117,7 @@ def answer_round(
         NotApprovedError, OrderMismatchError, PlanMismatchError, …: (1), see `federated.mandate`.
         LeaseExpiredError and the mirror's refusals: (2) or (6) cannot know the consents.
         BudgetExhaustedError: (4) cannot debit.
-        WithdrawnError: (6) found a withdrawal.
+        WithdrawnError: (6) found a withdrawal, whether or not of the cohort.
         ChangedInputError: The round was answered for another input.
     """
     # (1) The chain against this site's own approval and the pinned keys.
@@ -131,7 +132,7 @@ def answer_round(
         # Debited, noise not yet drawn: a crash here loses budget, never privacy.
         # (5) Compute and store.
         answer = _compute(site, mandate, answer, lease, now())
-    # (6) Nothing leaves without a fresh lease that still covers everyone in the cohort.
+    # (6) Nothing leaves without a fresh lease that still covers everyone who permitted it.
     asked_at = now()
     fresh = mirror.lease(mandate.approved.approval.witnesses)
     _refuse_if_withdrawn(site, mandate, answer, fresh, asked_at)
@@ -166,7 +167,7 @@ def _known(connection: sa.Connection, mandate: Mandate) -> Stored | None:
 
 def _grant(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> Stored:
     """(3) and (4): the cohort and its debit, in one transaction."""
-    willing = _willing(site, mandate, lease, at)
+    permits, willing = _willing(site, mandate, lease, at)
     with site.database.unit_of_work() as connection:
         budget.lock(connection)
         answer = _known(connection, mandate)
@@ -189,11 +190,12 @@ def _grant(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> Stored:
             order_sha256=mandate.order.digest,
             round=mandate.request.subject.round,
         )
-        return budget.grant(connection, draw, cohort, mandate.approved.lines, now=at)
+        lines = mandate.approved.lines
+        return budget.grant(connection, draw, cohort, lines, permits=permits, now=at)
 
 
-def _willing(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> set[str]:
-    """Rows ∩ permits ∩ the fold of this phase ∩ rows the study can use."""
+def _willing(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> tuple[set[str], set[str]]:
+    """Rows ∩ permits, and of these the fold of this phase ∩ rows the study can use."""
     study = mandate.study
     evaluating = mandate.request.subject.phase == "evaluate"
     request = consent_request(study, mandate.action, at)
@@ -204,7 +206,7 @@ def _willing(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> set[str
             for pid in permits
             if site.is_evaluation(pid, study.evaluation.fold_percent) == evaluating
         }
-        return set(examples(rows_of(connection, fold), study, site.name).pids)
+        return permits, set(examples(rows_of(connection, fold), study, site.name).pids)
 
 
 def _compute(site: Site, mandate: Mandate, answer: Stored, lease: HeldLease, at: int) -> Stored:
@@ -212,11 +214,12 @@ def _compute(site: Site, mandate: Mandate, answer: Stored, lease: HeldLease, at:
     if answer.state is not State.GRANTED:
         return answer
     with site.database.reading() as connection:
-        members = budget.cohort_of(connection, answer.debit_sequence)
+        covered = budget.permitted_by(connection, answer.debit_sequence)
         # Granted by an earlier process: whoever withdrew since then must not even be read.
-        if not _all_permit(mandate, lease, set(members), at):
+        if not _all_permit(mandate, lease, covered, at):
             rows = None
         else:
+            members = budget.cohort_of(connection, answer.debit_sequence)
             rows = examples(rows_of(connection, members), mandate.study, site.name)
     if rows is None:
         _discard(site, answer)
@@ -248,18 +251,18 @@ def _update(mandate: Mandate, rows: Examples) -> dict[str, NDArray[Any]]:
 def _refuse_if_withdrawn(
     site: Site, mandate: Mandate, answer: Stored, fresh: HeldLease, at: int
 ) -> None:
-    """(6): discard the answer if the fresh lease no longer covers all of its cohort."""
+    """(6): discard the answer if the fresh lease no longer covers all who permitted it."""
     with site.database.reading() as connection:
-        members = set(budget.cohort_of(connection, answer.debit_sequence))
+        covered = budget.permitted_by(connection, answer.debit_sequence)
         approved_study(connection, site, mandate.approved.study_sha256).check_in_force(at)
     fresh.check()
-    if not _all_permit(mandate, fresh, members, at):
+    if not _all_permit(mandate, fresh, covered, at):
         _discard(site, answer)
 
 
-def _all_permit(mandate: Mandate, lease: HeldLease, members: set[str], at: int) -> bool:
+def _all_permit(mandate: Mandate, lease: HeldLease, covered: set[str], at: int) -> bool:
     request = consent_request(mandate.study, mandate.action, at)
-    return permitted(lease, members, request) == members
+    return permitted(lease, covered, request) == covered
 
 
 def _discard(site: Site, answer: Stored) -> NoReturn:

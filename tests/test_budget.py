@@ -26,6 +26,7 @@ from federated.budget import (
     grant,
     lock,
     patient_budget,
+    permitted_by,
     site_spend,
 )
 
@@ -62,7 +63,7 @@ def debited(database, asked, pids=PIDS, plan=None):
     with database.unit_of_work() as connection:
         lock(connection)
         payers = afford(connection, pids, asked.rho_nano)
-        return grant(connection, asked, payers, plan or lines(), now=1)
+        return grant(connection, asked, payers, plan or lines(), permits=pids, now=1)
 
 
 def test_the_lifetime_cap_is_that_of_epsilon_ten_at_one_in_a_million():
@@ -72,7 +73,7 @@ def test_the_lifetime_cap_is_that_of_epsilon_ten_at_one_in_a_million():
 
 def test_debit_and_granted_row_are_one_transaction(database: Database):
     with pytest.raises(ZeroDivisionError), database.unit_of_work() as connection:  # noqa: PT012
-        grant(connection, draw(), set(PIDS), lines(), now=1)
+        grant(connection, draw(), set(PIDS), lines(), permits=PIDS, now=1)
         _ = 1 // 0
     with database.reading() as connection:
         for table in (debit, debit_pid, answer):
@@ -94,7 +95,15 @@ def test_who_cannot_pay_leaves_the_cohort_before_anything_is_drawn(database: Dat
         assert afford(connection, PIDS, 10) == set(PIDS)  # the cap itself is still within
         assert afford(connection, PIDS, 11) == set(PIDS[2:])
     with pytest.raises(InvariantError), database.unit_of_work() as connection:
-        grant(connection, draw("b:1", 11), set(PIDS), lines(), now=1)
+        grant(connection, draw("b:1", 11), set(PIDS), lines(), permits=PIDS, now=1)
+
+
+def test_who_permitted_and_cannot_pay_is_kept_beside_the_cohort(database: Database):
+    debited(database, draw("a:1", LIFETIME_CAP_NANO // 4 - 10), PIDS[:2])
+    second = debited(database, draw("b:1", 11))
+    with database.reading() as connection:
+        assert set(cohort_of(connection, second.debit_sequence)) == set(PIDS[2:])
+        assert permitted_by(connection, second.debit_sequence) == set(PIDS)
 
 
 def test_spending_adds_up_over_studies(database: Database):

@@ -482,9 +482,43 @@ def test_a_repeat_after_a_withdrawal_does_not_send_the_stored_bytes(coop, run):
     assert leaving.pid not in members_of(run, again.receipt)
 
 
-def test_a_withdrawal_of_someone_outside_the_cohort_stops_nothing(coop, run):
-    outsider = next(p for p in coop.newcomers(12) if coop.site.is_evaluation(p.pid, 40))
-    mirror = Between(coop.mirror, nothing, lambda: coop.say("revoke", [outsider]))
+def outsider(coop):
+    """Permits, and is in the other fold."""
+    return next(p for p in coop.newcomers(12) if coop.site.is_evaluation(p.pid, 40))
+
+
+@pytest.mark.parametrize("who", [outsider, lambda coop: in_training(coop)[0]])
+@pytest.mark.parametrize("event", ["revoke", "suspend"])
+def test_a_refusal_does_not_tell_who_was_in_the_cohort(coop, run, who, event):
+    # A hub may stop anyone between the leases; what follows must not depend on her fold or row.
+    stopped = who(coop)
+    mirror = Between(coop.mirror, nothing, lambda: coop.say(event, [stopped]))
+    asked = run.input()
+    with pytest.raises(WithdrawnError):
+        answer_round(coop.site, mirror, asked)
+    assert states(run) == [State.DISCARDED]
+    answered(run, asked)
+    assert states(run) == [State.DISCARDED, State.STORED]
+
+
+@pytest.mark.parametrize("who", [outsider, lambda coop: in_training(coop)[0]])
+def test_nor_does_the_refusal_of_a_repeat(coop, run, who):
+    stopped = who(coop)
+    asked = run.input()
+    answered(run, asked)
+    coop.say("suspend", [stopped])
+    with pytest.raises(WithdrawnError):
+        answered(run, asked)
+
+
+def test_who_did_not_permit_stops_nothing_when_she_withdraws_or_joins(coop, run):
+    (before, between) = in_training(coop, 2)
+    coop.say("suspend", [before, between])
+    mirror = Between(
+        coop.mirror,
+        nothing,
+        lambda: (coop.say("revoke", [before]), coop.say("resume", [between])),
+    )
     answer_round(coop.site, mirror, run.input())
     assert states(run) == [State.STORED]
 

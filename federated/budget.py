@@ -85,8 +85,9 @@ debit_bystander = sa.Table(
     sa.Column("sequence", sa.ForeignKey("debit.sequence"), primary_key=True),
     sa.Column("pid", sa.String(26), primary_key=True),
 )
-"""Who permitted a draw and took no part: another fold, an unusable row, a spent lifetime. Should she
-withdraw before the answer leaves, it is refused as for a member: a refusal tells no cohort."""
+"""Who permitted a draw and took no part: another fold, an unusable row, a spent lifetime.
+Should she withdraw before the answer leaves, it is refused as for a member: so a refusal tells
+nothing of the cohort."""
 
 
 _ddl: Callable[[str], sa.DDL] = sa.DDL  # SQLAlchemy leaves its constructor untyped
@@ -189,7 +190,7 @@ def afford(connection: sa.Connection, pids: Iterable[str], cost_nano: int) -> se
     return {pid for pid in asked if rdp_nano(spent.get(pid, 0)) <= left}
 
 
-def grant(  # noqa: PLR0913  (who pays, and who only permitted)
+def grant(
     connection: sa.Connection,
     draw: Draw,
     pids: Collection[str],

@@ -54,7 +54,7 @@ ATTEMPTS_MAX: Final = 16  # of one round; the reserve of any sane plan ends befo
 
 
 class WithdrawnError(CoopError):
-    """A patient who permitted the answer withdrew before it could leave; it never will. Ask again."""
+    """A patient who permitted the answer withdrew before it left; it never will. Ask again."""
 
     code = "round.withdrawn"
     kind = Kind.CONFLICT
@@ -105,7 +105,7 @@ def answer_round(
     Guarantees: only rows whose patients' consent this node verified itself take part; the budget is
     debited before noise is drawn and never refunded; a repeat of the same input returns the same
     bytes for no further debit; nothing leaves once a patient who permitted it has withdrawn, of the
-    cohort or not: whoever stops one patient between the leases must not learn whether she was in it.
+    cohort or not, so that stopping one patient between the leases does not tell her membership.
 
     Args:
         site: This hospital.

@@ -139,7 +139,7 @@ def test_an_offline_hospital_is_shown_as_such_at_once_with_the_time(world: World
         world.clock.at += OFFLINE_S + 1
         offline = ask(client, world)
         assert (offline.status_code, offline.json()["last_seen"]) == (503, NOON)
-        assert str(NOON) in offline.json()["detail"]
+        assert "2027-01-15T08:00:00Z" in offline.json()["detail"]
     assert rows(world) == 0
 
 

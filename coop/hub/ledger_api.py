@@ -62,7 +62,7 @@ class StatementAnswer(Body):
 class IssueBody(Body):
     """Credits a researcher has paid for."""
 
-    account_id: int = Field(gt=0)
+    account_id: int = Field(gt=0, lt=2**63)
     amount_nano: int = Field(gt=0, le=SUPPLY_MAX_NANO)
     key: str = Field(min_length=1, max_length=100)
 

@@ -10,12 +10,12 @@ from consent.chain import ConsentChainError
 from consent.decide import Standing, State
 from consent.policy import summary
 from consent.store import Enrolled, consent_draft
-from coop.canonical import Json, NotCanonicalError, from_b64u, jcs, parse_object
+from coop.canonical import Json, jcs, parse_object
 from coop.documents.consent import Consent, Notice
-from coop.documents.envelope import unsigned
+from coop.documents.envelope import for_signer, with_signature
 from coop.documents.provision import Policy
 from coop.errors import InvalidInputError, NotFoundError
-from coop.keys import SIGNATURE_BYTES, proof_options, proof_value_of, random_bytes
+from coop.keys import random_bytes
 
 DRAFT_SECONDS: Final = 1800  # long enough to read, short enough that the head rarely moves
 _WORDS: Final[Mapping[str, str]] = {
@@ -65,8 +65,7 @@ def draft(
         notice=choice.notice,
         actor="patient",
     )
-    document = unsigned(subject, issuer=key.did, now=now)
-    proof = proof_options(key.did, now, document["@context"])
+    document, proof = for_signer(subject, issuer=key.did, now=now)
     draft_id = random_bytes(16).hex()
     connection.execute(consent_draft.delete().where(consent_draft.c.expires <= now))
     connection.execute(
@@ -107,15 +106,13 @@ def signed(
     document, proof = stored["document"], stored["proof"]
     if not isinstance(document, dict) or not isinstance(proof, dict):
         raise NotFoundError("draft_id: unknown or older than 30 minutes; draft it again")
-    if document["issuer"] != did:
-        raise InvalidInputError("did: must be the key that the draft names")
-    value = proof_value_of(_signature(signature))
+    complete = with_signature(document, proof, did, signature)
     connection.execute(
         consent_draft.update()
         .where(consent_draft.c.id == draft_id)
         .values(used_at=sa.func.coalesce(consent_draft.c.used_at, now))
     )
-    return row.pid, {**document, "proof": {**proof, "proofValue": value}}
+    return row.pid, complete
 
 
 def _event(asked: str, standing: Standing | None) -> str:
@@ -127,15 +124,3 @@ def _event(asked: str, standing: Standing | None) -> str:
     if state is State.SUSPENDED and asked in {"grant", "amend"}:
         raise ConsentChainError("event: the consent is paused; resume it before changing it")
     return asked
-
-
-def _signature(text: str) -> bytes:
-    # Browsers give base64url or plain base64; both name the same 64 bytes.
-    plain = text.rstrip("=").replace("+", "-").replace("/", "_")
-    try:
-        data = from_b64u(plain)
-    except NotCanonicalError as error:
-        raise InvalidInputError("signature: must be base64url of 64 bytes") from error
-    if len(data) != SIGNATURE_BYTES:
-        raise InvalidInputError("signature: must be base64url of 64 bytes")
-    return data

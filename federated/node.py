@@ -37,7 +37,7 @@ from federated.mirror import Mirror
 from federated.models import Weights, from_safetensors
 from federated.round import RoundAnswer, RoundInput, answer_round
 from federated.site import Site, get_state, put_state
-from federated.uses import statement
+from federated.uses import asked_for, statement
 
 _POLL_S: Final = 20  # how long the hub may hold a long poll; below its limit of 25
 _BACKOFF_MAX_S: Final = 5.0  # a hub that is back is noticed so soon
@@ -190,7 +190,9 @@ class Node:
             raise NotFoundError("job: has no payload")
         if job["kind"] == "uses":
             self.mirror.sync()  # a withdrawal of a moment ago belongs on the list she asked for
-            return statement(self.site, str(payload["pid"]), clock())
+            request = payload.get("request")
+            pid = asked_for(self.site, request if isinstance(request, dict) else {}, clock())
+            return statement(self.site, pid, clock())
         if job["kind"] == "cohort":
             self.refuse_if_paused()
             weights = self._released_weights(payload)

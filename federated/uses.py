@@ -1,25 +1,67 @@
 """What used one patient's record: the hospital's signed list, for her alone.
 
-It names the documents that left (round receipts, cohort answers) by digest, so she can hold each
-against the public log. What was computed and discarded never left and is not on it; its privacy
-cost still stands in her odometer.
+It is given against her own signature: a hub that asks in her name learns nothing. It names the
+documents that left (round receipts, cohort answers) by digest, so she can hold each against the
+public log. What was computed and discarded never left and is not on it; its privacy cost still
+stands in her odometer.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from coop.canonical import parse_object
-from coop.documents.consent import Consent, Use, UseStatement
+from coop.canonical import Json, parse_object
+from coop.documents.consent import Consent, Use, UseRequest, UseStatement
 from coop.documents.envelope import issue, open_document
-from coop.errors import NotFoundError
+from coop.errors import CoopError, Kind, NotFoundError
 from federated.answers import answer
 from federated.budget import debit, debit_pid
-from federated.mirror_store import mirror_document
+from federated.mirror_store import mirror_document, newest_keys
 from federated.site import Site, patient
 
 _WHAT: Final = {"train": "training round", "evaluate": "evaluation", "cohort": "cohort answer"}
 _WITHDRAWN: Final = frozenset({"revoke", "suspend"})
+ASKED_WITHIN_S: Final = 600  # a slow relay and a device's clock that is behind
+_AHEAD_S: Final = 120
+
+
+class NotAskedError(CoopError):
+    """Nobody who speaks for this record has just asked for its list."""
+
+    code = "uses.not-asked"
+    kind = Kind.FORBIDDEN
+
+
+def asked_for(site: Site, document: Mapping[str, Json], now: int) -> str:
+    """The pid whose list may be handed over: its own key has just asked for it.
+
+    Steps: (1) it is a use request for this hospital, signed by whom it names; (2) the signer is the
+    key that this hospital enrolled last for the record; (3) it is fresh. A replay within that time
+    brings the relay what it has carried already.
+
+    Args:
+        site: This hospital.
+        document: What the hub relayed.
+        now: UTC seconds.
+
+    Raises:
+        NotAskedError: (2) or (3) fails; the same for an unknown record.
+        WrongDocumentError, BadSignatureError: (1) fails.
+    """
+    # (1)
+    opened = open_document(UseRequest, document, issuers=None)
+    pid = opened.subject.pid
+    # (2)
+    speaks = opened.issuer in newest_keys(site).get(pid, set())
+    # (3)
+    fresh = now - ASKED_WITHIN_S < opened.at <= now + _AHEAD_S
+    if opened.subject.site != site.name or not speaks or not fresh:
+        raise NotAskedError(
+            "request: must be signed in the last 10 minutes by the key enrolled for this record; "
+            "with a lost key ask at the hospital's desk"
+        )
+    return pid
 
 
 def statement(site: Site, pid: str, now: int) -> dict[str, Any]:

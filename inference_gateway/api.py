@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from coop.canonical import Json
+from coop.canonical import Json, from_b64u, parse_object
 from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.errors import InvalidInputError, NotFoundError
 from inference_gateway import jobs
@@ -260,10 +260,17 @@ def _site_channel(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
 def _uses(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
     @doors.route(router, "GET", "/v1/me/uses", Principal.PATIENT, tags=["patients"])
     async def uses(
-        pid: Annotated[str, Query(pattern=r"^[a-z2-7]{26}$")], request: Request, caller: CallerDep
+        pid: Annotated[str, Query(pattern=r"^[a-z2-7]{26}$")],
+        signed: Annotated[str, Query(max_length=4000)],
+        request: Request,
+        caller: CallerDep,
     ) -> dict[str, Json]:
-        """What used my record: my hospital's signed statement, relayed and not kept."""
-        job_id = await run_in_threadpool(gateway.uses.start, caller, pid)
+        """What used my record: my hospital's signed statement, relayed and not kept.
+
+        `signed` is the base64url of the UseRequest that the record's key signed just now.
+        """
+        asked = parse_object(from_b64u(signed))
+        job_id = await run_in_threadpool(gateway.uses.start, caller, pid, asked)
         try:
             found = await doors.bell.poll(
                 lambda: gateway.uses.found(job_id), WAIT_S, request=request

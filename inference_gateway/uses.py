@@ -1,7 +1,8 @@
 """What used my record: asked at the patient's own hospital, handed over, and not kept.
 
-Only the hospital knows; the hub relays one signed statement over the hospital's outbound channel
-and erases it with the reply. If the reply is lost she asks again.
+Only the hospital knows, and it answers only to a request that the record's own key signed; the hub
+relays both over the hospital's outbound channel and erases them with the reply. If the reply is
+lost she asks again.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +14,8 @@ from consent.store import enrolment
 from coop import members
 from coop.canonical import Json
 from coop.db import Database
-from coop.documents.consent import UseStatement
-from coop.documents.envelope import open_document
+from coop.documents.consent import UseRequest, UseStatement
+from coop.documents.envelope import WrongDocumentError, open_document
 from coop.doors import Caller
 from coop.errors import CoopError, Kind, NotFoundError
 from coop.keys import iso
@@ -53,11 +54,17 @@ class Uses:
         self._database = database
         self._now = now
 
-    def start(self, caller: Caller, pid: str) -> str:
+    def start(self, caller: Caller, pid: str, request: Mapping[str, Json]) -> str:
         """Ask the hospital of `pid`, the caller's own; returns the job to wait for.
+
+        Args:
+            caller: Whose session or key asks.
+            pid: Of one of her records.
+            request: Her signed UseRequest; the hospital judges who signed it.
 
         Raises:
             NotFoundError: Somebody else's record, or unknown.
+            WrongDocumentError, BadSignatureError: Not a request for this record.
             SiteOfflineError: Its hospital has not called for a minute.
         """
         now = self._now()
@@ -68,6 +75,9 @@ class Uses:
             if row is None:
                 raise NotFoundError("pid: not found")
             members.owns(connection, caller, pid, row.did)
+            asked_for = open_document(UseRequest, request, issuers=None).subject
+            if (asked_for.site, asked_for.pid) != (row.site, pid):
+                raise WrongDocumentError("request: is for another record")
             seen = last_seen(connection, row.site)
             if now - seen > OFFLINE_S:
                 raise _offline(row.site, seen)
@@ -76,7 +86,7 @@ class Uses:
                 id=job_id,
                 site=row.site,
                 kind=KIND,
-                payload={"pid": pid},
+                payload={"pid": pid, "request": dict(request)},
                 at=now,
                 not_after=now + _ORPHAN_S,
             )

@@ -285,6 +285,15 @@ def test_who_came_and_who_signed_is_what_the_hospitals_hold(story: Story):
     assert (receipt["pid"], receipt["event"]) == (said["ada"]["pid"], "revoke")
 
 
+def test_her_hospitals_desk_hands_over_the_same_list(story: Story):
+    site = story.folder / "cleveland"
+    command = [COOP, "hospital", "uses", "1", "--state", site, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    at_the_desk = json.loads(done.stdout)["statement"]["credentialSubject"]
+    online = json.loads((story.folder / "receipts/uses-after.json").read_text())
+    assert at_the_desk == online["credentialSubject"]
+
+
 def test_the_audit_saw_every_round_and_the_whole_log(story: Story):
     audit = story.facts["audit"]
     trained = [story.facts["training"], story.facts["withdrawal"]["training"]]

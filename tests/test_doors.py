@@ -98,7 +98,7 @@ FOREIGN: dict[str, tuple[str, object, tuple[str, ...]]] = {
         {**QUESTION, "pid": PID},
         ("bea", "stranger", "staff-budapest", "staff-coop", "budapest"),
     ),
-    "GET /v1/me/uses": (f"/v1/me/uses?pid={PID}", None, ("bea", "stranger")),
+    "GET /v1/me/uses": (f"/v1/me/uses?pid={PID}&signed=e30", None, ("bea", "stranger")),
     "DELETE /v1/api-keys/{key_id}": ("/v1/api-keys/{key_id}", None, ("rolf",)),
     "DELETE /v1/studies/{study_id}": (
         "/v1/studies/{study_id}",

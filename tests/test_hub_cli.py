@@ -24,8 +24,8 @@ from coop.backup import BackupError, BackupTargetError, backup_folder, restore_f
 from coop.canonical import sha256
 from coop.client import Client
 from coop.db import Database
-from coop.documents.consent import Enrolment, Use, UseStatement
-from coop.documents.envelope import issue
+from coop.documents.consent import Enrolment, Use, UseRequest, UseStatement
+from coop.documents.envelope import issue, open_document
 from coop.enrolment import new_code
 from coop.hub.folder import HubFolder, HubFolderError, LegalMode
 from coop.journal.trust import Trust
@@ -188,7 +188,8 @@ def hospital(town: Town) -> Iterator[None]:
                     client.post("/v1/sites/cleveland/enrolments", {"documents": documents})
                 job = client.post("/v1/sites/cleveland/jobs:claim", {"wait": 0})
                 if job is not None:
-                    statement = issue(_statement(job["payload"]["pid"]), town.site, now())
+                    request = open_document(UseRequest, job["payload"]["request"], issuers=None)
+                    statement = issue(_statement(request.subject.pid), town.site, now())
                     path = f"/v1/sites/cleveland/jobs/{job['id']}/attempts/{job['attempt']}/result"
                     client.put(path, {"document": statement})
                 time.sleep(0.1)

@@ -105,10 +105,20 @@ def test_no_choice_is_made_for_her_and_the_wording_shown_is_named_in_what_she_si
     assert drafted["policy"]["provision"]["type"] == "deny"
 
 
-def test_her_uses_come_from_her_own_hospital_and_credits_only_after_a_choice(home: House):
-    home.patient("dan", 4)
+def test_her_list_of_uses_is_asked_for_under_her_own_signature(home: House):
+    pid, did = home.patient("dan", 4)
+    app = show(home, "patient", "uses", "dan")
+    assert not app.dataframe
+    app.button(key=f"ask-{pid}").click().run()
+    assert not app.exception
+    assert wording.USES_WHY in [text.value for text in app.markdown]
+    asking = app.session_state[f"asking-{pid}"]
+    assert (asking["issuer"], asking["credentialSubject"]["pid"]) == (did, pid)
+
+
+def test_credits_are_shown_only_after_a_choice(home: House):
+    home.patient("dan", 5)
     assert wording.CREDITS_LATER in show(home, "patient", "credits_page", "dan").info[0].value
-    assert wording.NO_USES in [info.value for info in show(home, "patient", "uses", "dan").info]
     home.patient("dan", 6, choice="refuse")
     assert show(home, "patient", "credits_page", "dan").metric[0].value == "0"
 

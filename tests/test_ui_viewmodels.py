@@ -1,8 +1,16 @@
 """What pages show of the hub's answers, without a browser."""
 
+import base64
 import hashlib
 from pathlib import Path
 
+import pytest
+
+from coop.canonical import b64u, from_b64u, parse_object
+from coop.documents.consent import UseRequest
+from coop.documents.envelope import open_document
+from coop.errors import InvalidInputError
+from coop.keys import SigningKey, to_sign
 from ui import console_views, viewmodels, wording
 from ui.notices import notice, notice_text
 
@@ -83,6 +91,25 @@ def test_money_is_summed_by_kind_from_the_signed_windows():
         {"to": "hospital", "credits": 2.0},
         {"to": "operations", "credits": 2.0},
     ]
+
+
+def test_what_her_browser_signs_opens_as_her_request():
+    key = SigningKey.generate()
+    entry = {"site": "cleveland", "pid": "a" * 26, "did": key.did}
+    asking = viewmodels.use_request(entry, 1_800_000_000)
+    document = {name: part for name, part in asking.items() if name != "proof"}
+    signature = key.sign(to_sign(document, asking["proof"]))
+    for text in (b64u(signature), base64.b64encode(signature).decode()):
+        signed = viewmodels.signed_request(asking, key.did, text)
+        opened = open_document(UseRequest, parse_object(from_b64u(signed)), issuers={key.did})
+        assert (opened.subject.pid, opened.at) == ("a" * 26, 1_800_000_000)
+    for did, text in (
+        (SigningKey.generate().did, b64u(signature)),
+        (key.did, "AA"),
+        (key.did, "!"),
+    ):
+        with pytest.raises(InvalidInputError):
+            viewmodels.signed_request(asking, did, text)
 
 
 def test_uses_are_read_from_the_hospitals_statement():

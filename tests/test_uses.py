@@ -6,16 +6,18 @@ import pytest
 from coop_world import HOSPITAL, now, world
 from coop_world import digest as digest_of
 
-from coop.documents.consent import UseStatement
-from coop.documents.envelope import issue, open_document
+from coop.documents.consent import UseRequest, UseStatement
+from coop.documents.envelope import WrongDocumentError, issue, open_document
 from coop.documents.serving import CohortJob, CohortQuery
 from coop.errors import NotFoundError
+from coop.keys import BadSignatureError, SigningKey
 from federated.answers import cohort_commitment, of_debit
 from federated.budget import cohort_of
 from federated.cohort import answer_cohort
 from federated.node import Node
 from federated.round import WithdrawnError, answer_round
-from federated.uses import statement
+from federated.site import enrolled
+from federated.uses import NotAskedError, asked_for, statement
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +130,52 @@ def test_a_withdrawal_of_a_moment_ago_is_on_the_list_though_no_round_came_since(
     coop.say("revoke", [patient])
     node = Node(coop.site)
     node.mirror = coop.mirror
-    document = node._job({"kind": "uses", "payload": {"pid": patient.pid}})
+    request = issue(UseRequest(site=HOSPITAL, pid=patient.pid), patient.key, now())
+    document = node._job({"kind": "uses", "payload": {"pid": patient.pid, "request": request}})
     said = open_document(UseStatement, document, issuers={coop.site.key.did}).subject
     assert said.excluded_from is not None
+
+
+def asked(coop, key, *, pid, site=HOSPITAL, at=None):
+    request = issue(UseRequest(site=site, pid=pid), key, now() if at is None else at)
+    return asked_for(coop.site, request, now())
+
+
+def test_a_list_is_given_to_the_records_own_key_only(coop):
+    her, other = coop.newcomers(2)
+    assert asked(coop, her.key, pid=her.pid) == her.pid
+    for key in (other.key, coop.folder.hub_key, coop.site.key, SigningKey.generate()):
+        with pytest.raises(NotAskedError):
+            asked(coop, key, pid=her.pid)
+    for pid, site in ((other.pid, HOSPITAL), ("z" * 26, HOSPITAL), (her.pid, "elsewhere")):
+        with pytest.raises(NotAskedError):
+            asked(coop, her.key, pid=pid, site=site)
+
+
+def test_a_request_counts_for_ten_minutes(coop):
+    (her,) = coop.newcomers(1)
+    request = issue(UseRequest(site=HOSPITAL, pid=her.pid), her.key, 1_900_000_000)
+    for at, good in ((-121, False), (-120, True), (0, True), (599, True), (600, False)):
+        if good:
+            assert asked_for(coop.site, request, 1_900_000_000 + at) == her.pid
+            continue
+        with pytest.raises(NotAskedError):
+            asked_for(coop.site, request, 1_900_000_000 + at)
+
+
+def test_an_earlier_key_and_an_altered_request_get_no_list(coop):
+    (her,) = coop.newcomers(1)
+    request = issue(UseRequest(site=HOSPITAL, pid=her.pid), her.key, now())
+    subject = {**request["credentialSubject"], "pid": "z" * 26}
+    with pytest.raises(BadSignatureError):
+        asked_for(coop.site, {**request, "credentialSubject": subject}, now())
+    with pytest.raises(WrongDocumentError):
+        asked_for(coop.site, {}, now())
+    with coop.site.database.unit_of_work() as connection:
+        new = {"digest": "f" * 64, "pid": her.pid, "did": SigningKey.generate().did}
+        connection.execute(enrolled.insert().values(**new, document="{}", at=now() + 1))
+    with pytest.raises(NotAskedError):
+        asked_for(coop.site, request, now())
 
 
 def test_a_stranger_has_no_list(coop):

@@ -8,7 +8,7 @@ from gateway_world import NOON, World
 
 from consent.store import enrolment
 from coop.db import Database
-from coop.documents.consent import Use, UseStatement
+from coop.documents.consent import Use, UseRequest, UseStatement, request_uses
 from coop.documents.envelope import issue, open_document
 from coop.keys import SigningKey
 from coop.signed_request import sign
@@ -39,8 +39,9 @@ def send(client, key: SigningKey, method: str, path: str, body: object = None):
     return client.request(method, path, content=content, headers=headers)
 
 
-def ask(client, world: World, pid: str = PID):
-    return send(client, world.patient, "GET", f"/v1/me/uses?pid={pid}")
+def ask(client, world: World, pid: str = PID, of: str | None = None):
+    signed = request_uses(world.patient, "zurich", of or pid, NOON)
+    return send(client, world.patient, "GET", f"/v1/me/uses?pid={pid}&signed={signed}")
 
 
 def statement(world: World, pid: str = PID, signed_by: str = "zurich") -> dict:
@@ -66,7 +67,9 @@ def answer_next(client, world: World, result: dict):
             break
         threading.Event().wait(0.01)
     job = claimed.json()
-    assert (job["kind"], job["payload"]) == ("uses", {"pid": PID})
+    assert (job["kind"], job["payload"]["pid"]) == ("uses", PID)
+    request = open_document(UseRequest, job["payload"]["request"], issuers={world.patient.did})
+    assert (request.subject.pid, request.at) == (PID, NOON)
     path = f"/v1/sites/zurich/jobs/{job['id']}/attempts/{job['attempt']}/result"
     return send(client, key, "PUT", path, result)
 
@@ -121,6 +124,22 @@ def test_a_statement_about_another_or_by_another_is_refused(world: World):
         assert asked.result(timeout=10).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("signed", "status"),
+    [("", 422), ("&signed=e30", 403), ("&signed=!", 400), ("&signed=" + "e" * 4001, 422)],
+)
+def test_without_her_signed_request_the_hospital_is_not_even_asked(
+    world: World, signed: str, status: int
+):
+    with world.client() as client:
+        call_in(client, world)
+        reply = send(client, world.patient, "GET", f"/v1/me/uses?pid={PID}{signed}")
+        assert reply.status_code == status, reply.text
+        other = ask(client, world, PID, of=OTHER_PID)
+        assert (other.status_code, other.json()["code"]) == (403, "documents.wrong-document")
+    assert rows(world) == 0
+
+
 def test_somebody_elses_record_and_an_unknown_one_look_alike(world: World):
     with world.client() as client:
         call_in(client, world)
@@ -162,7 +181,8 @@ def test_what_a_crash_left_is_erased_by_the_sweep(world: World):
     with world.client() as client:
         call_in(client, world)
     patient = Caller(principal=Principal.PATIENT, subject=world.patient.did, did=world.patient.did)
-    world.gateway.uses.start(patient, PID)
+    request = issue(UseRequest(site="zurich", pid=PID), world.patient, NOON)
+    world.gateway.uses.start(patient, PID, request)
     world.gateway.sweep()
     assert rows(world) == 1
     world.clock.at += 61

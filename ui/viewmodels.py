@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from coop.canonical import b64u, jcs
+from coop.documents.consent import UseRequest
+from coop.documents.envelope import for_signer, with_signature
 from ui import wording
 
 _MICRO: Final = 1_000_000
@@ -164,6 +167,19 @@ def receipt_index(done: Mapping[str, Any]) -> int:
     """The log entry of a consent receipt."""
     subject = done["receipt"]["document"]["credentialSubject"]
     return int(subject["index"])
+
+
+def use_request(entry: Mapping[str, Any], now: int) -> dict[str, Any]:
+    """The unsigned request for her list of uses, with its proof options, for the signer."""
+    subject = UseRequest(site=entry["site"], pid=entry["pid"])
+    document, proof = for_signer(subject, issuer=entry["did"], now=now)
+    return {**document, "proof": proof}
+
+
+def signed_request(asking: Mapping[str, Any], did: str, signature: str) -> str:
+    """The request as it goes to the hub, once her browser has signed it."""
+    document = {name: part for name, part in asking.items() if name != "proof"}
+    return b64u(jcs(with_signature(document, asking["proof"], did, signature)))
 
 
 def use_rows(statement: Mapping[str, Any]) -> list[dict[str, Any]]:

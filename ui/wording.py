@@ -67,6 +67,12 @@ USES_TEXT: Final = (
     "This list comes from your hospital, signed by it, and is not kept anywhere else. Use is known "
     "per round for the whole set of records, not “someone read your file”."
 )
+USES_ASK: Final = "Ask my hospital for the list"
+USES_WHY: Final = (
+    "Sign this request with the key on this device. So nobody, not even the cooperative, can ask "
+    "for your list in your name. Without your key, ask at the hospital's desk."
+)
+USES_SIGNED: Final = [["What I do", "Ask for the list of what used my record"]]
 NO_USES: Final = "Nothing has used your record so far."
 CREDITS_TEXT: Final = (
     "When a model that your hospital's patients made possible is used, part of the fee comes back. "

@@ -139,6 +139,22 @@ def enrol(
 
 
 @app.command()
+def uses(
+    record_key: Annotated[str, typer.Argument(help="The patient's record number.")],
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """For a patient at the desk: the signed list of what used her record."""
+    from federated.uses import statement
+
+    site = _open(state)
+    document = statement(site, site.pid_of(record_key), int(time.time()))
+    site.close()
+    said = document["credentialSubject"]
+    show({"statement": document}, as_json, told(said))
+
+
+@app.command()
 def doctor(state: State = HERE, as_json: Json = False) -> None:
     """Check this node; exit 1 if something needs mending."""
     from federated.doctor import checks

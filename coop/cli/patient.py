@@ -168,13 +168,15 @@ def receipts(
 @app.command()
 def statement(key: KeyFile = HERE, trust: TrustFile = None, as_json: AsJson = False) -> None:
     """What used your record: your hospital's own signed list, relayed and kept nowhere."""
-    from coop.documents.consent import UseStatement
+    from coop.documents.consent import UseStatement, request_uses
     from coop.verify import open_as
 
     pinned = _trusted(trust)
-    with _client(_key(key)) as client:
-        pid = _pid(client)
-        document = client.get("/v1/me/uses", pid=pid)
+    signing = _key(key)
+    with _client(signing) as client:
+        pid, site = _record(client)
+        signed = request_uses(signing, site, pid, int(time.time()))
+        document = client.get("/v1/me/uses", pid=pid, signed=signed)
     document = document.get("document", document)
     if pinned:
         opened = open_as(UseStatement, document, pinned).subject
@@ -313,11 +315,16 @@ def _pid_or_none(client: "Client") -> str | None:
     return str(pids[0]["pid"]) if pids else None
 
 
-def _pid(client: "Client") -> str:
-    pid = _pid_or_none(client)
-    if pid is None:
+def _record(client: "Client") -> tuple[str, str]:
+    """The pid of the key's record, and its hospital."""
+    pids = client.get("/v1/me")["pids"]
+    if not pids:
         raise NotEnrolledYetError("key: your hospital has not enrolled it; coop patient new --code")
-    return pid
+    return str(pids[0]["pid"]), str(pids[0]["site"])
+
+
+def _pid(client: "Client") -> str:
+    return _record(client)[0]
 
 
 def _micro(text: str | None) -> int | None:

@@ -94,11 +94,14 @@ def keep_serving(house: House) -> None:
     }
     command = [str(Path(sys.executable).parent / "coop"), "portal"]
     house.stage.start("portal", command, environment)
+    house.await_portal(origin)
     say = house.narrator.plain
     say(f"\nportal: {origin}   (Ctrl-C stops everything)")
     for persona in house.provider.personas.values():
         who = f"{persona.name:4} ({', '.join(persona.roles)})"
         say(f"  sign in as {who}: passphrase {persona.passphrase}")
+    recovery = shown(house.folder / "keys" / "ada-recovery.json")
+    say(f"  ada's recovery file, under the same passphrase: {recovery}")
     facts = json.loads((house.folder / "demo.json").read_text())
     for site, codes in facts["codes_left"].items():
         say(f"  un-enrolled at {site}: {'  '.join(codes)}")

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import uvicorn
 
 from coop.client import Client
@@ -195,13 +196,18 @@ class House:
         hospital.local = Client(address.read_text().strip(), token=token)
         self._wait(lambda: hospital.node.get("/local/v1/status"), f"{hospital.name}'s node")
 
+    def await_portal(self, origin: str) -> None:
+        """Wait until the portal serves its pages."""
+        with httpx.Client() as client:
+            self._wait(lambda: client.get(f"{origin}/_stcore/health").raise_for_status(), "portal")
+
     def _wait(self, probe: Any, what: str) -> None:  # noqa: ANN401  (any callable that raises while not ready)
         deadline = time.monotonic() + _START_S
         while True:
             self.stage.check()
             try:
                 probe()
-            except (CoopError, OSError) as error:
+            except (CoopError, OSError, httpx.HTTPError) as error:
                 if time.monotonic() > deadline:
                     raise UnavailableError(
                         f"{what} did not start ({error}); see {self.folder}/logs"

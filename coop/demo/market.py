@@ -5,10 +5,14 @@ import time
 from typing import Any, Final
 
 from coop.canonical import document_digest
+from coop.client import Client
 from coop.demo.house import House
 from coop.demo.learning import approve_everywhere, propose, study_file, train
+from coop.demo.people import ADA_AT
+from coop.documents.consent import request_uses
 from coop.documents.study import MICRO
 from coop.errors import UnavailableError
+from coop.keys import SigningKey
 from coop.money import NanoCredits, to_text
 
 _WAIT_S: Final = 120.0
@@ -112,7 +116,7 @@ def withdrawal(house: House, facts: dict[str, Any]) -> None:
     pid = facts["consent"]["ada"]["pid"]
     with house.signed_in("ada") as ada:
         receipt = ada.post(f"/v1/consents/{pid}/revoke")
-        statement = ada.get("/v1/me/uses", pid=pid)
+        statement = _uses(house, ada, pid)
     uses = statement["credentialSubject"]["uses"]
     house.narrator.say(
         f"acknowledged; effective everywhere by {_clock(receipt['effective_by'])} UTC; "
@@ -127,7 +131,7 @@ def withdrawal(house: House, facts: dict[str, Any]) -> None:
     approve_everywhere(house, fields)
     done = train(house, fields["study_id"], _NEXT_VERSION)
     with house.signed_in("ada") as ada:
-        after = ada.get("/v1/me/uses", pid=pid)
+        after = _uses(house, ada, pid)
     later = [use for use in after["credentialSubject"]["uses"] if use["version"] == _NEXT_VERSION]
     if later:
         raise UnavailableError("Ada's record was used after she withdrew")
@@ -143,6 +147,14 @@ def withdrawal(house: House, facts: dict[str, Any]) -> None:
         "training": done,
     }
     house.check_file("receipt", "withdrawal.json")
+
+
+def _uses(house: House, ada: Client, pid: str) -> dict[str, Any]:
+    """Her hospital's list, asked for with her own key."""
+    key = SigningKey.load(house.folder / "keys" / "ada.key")
+    signed = request_uses(key, ADA_AT, pid, int(time.time()))
+    statement: dict[str, Any] = ada.get("/v1/me/uses", pid=pid, signed=signed)
+    return statement
 
 
 def _clock(seconds: int) -> str:

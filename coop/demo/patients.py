@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from coop.demo.house import House, program, shown
 from coop.demo.people import Person, people
+from coop.demo.recovery import recovery_file
 from coop.documents.consent import Consent, Notice
 from coop.documents.envelope import issue
 from coop.enrolment import redemption
@@ -64,6 +65,9 @@ def enrol(house: House, facts: dict[str, Any]) -> None:
     keys = house.folder / "keys"
     keys.mkdir(mode=0o700)
     ada.key.save(keys / "ada.key")
+    seed = bytes.fromhex((keys / "ada.key").read_text())
+    passphrase = house.provider.personas["ada"].passphrase
+    house.save("keys/ada-recovery.json", recovery_file(ada.key, seed, passphrase))
     choices: dict[str, int] = {}
     for person, _code in everyone:
         choices[person.preset] = choices.get(person.preset, 0) + 1

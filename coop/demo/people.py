@@ -13,6 +13,8 @@ from typing import Final
 from coop.keys import SigningKey
 
 UNENROLLED_PER_SITE: Final = 2
+ADA_AT: Final = "cleveland"
+"""Ada's hospital: the first of its file's patients is Ada."""
 _REFUSE_EVERY: Final = 12
 _TRAIN_ONLY_EVERY: Final = 10
 _NO_COMPANIES_EVERY: Final = 15

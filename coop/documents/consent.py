@@ -4,9 +4,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from coop.documents.envelope import Subject
+from coop.canonical import b64u, jcs
+from coop.documents.envelope import Subject, issue
 from coop.documents.provision import Policy
 from coop.documents.study import Name, Part, Sha256
+from coop.keys import SigningKey
 
 Pid = Field(pattern=r"^[a-z2-7]{26}$")
 
@@ -82,6 +84,15 @@ class Use(Part):
     model_id: str | None = None
 
 
+class UseRequest(Subject):
+    """A patient's word that she wants her list of uses now; only her enrolled key can say it."""
+
+    kind: ClassVar[str] = "use-request"
+
+    site: str = Name
+    pid: str = Pid
+
+
 class UseStatement(Subject):
     """A hospital's signed list of what used one patient's record."""
 
@@ -93,3 +104,8 @@ class UseStatement(Subject):
     uses: list[Use]
     excluded_from: int | None = None
     """UTC seconds of the withdrawal in force; nothing later may appear in `uses`."""
+
+
+def request_uses(key: SigningKey, site: str, pid: str, now: int) -> str:
+    """The `signed` of `GET /v1/me/uses`: a UseRequest that the record's key signs now."""
+    return b64u(jcs(issue(UseRequest(site=site, pid=pid), key, now)))

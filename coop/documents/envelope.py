@@ -12,9 +12,17 @@ from typing import ClassVar, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from coop.canonical import DOCUMENT_BYTES_MAX, Json, jcs, sha256
+from coop.canonical import DOCUMENT_BYTES_MAX, Json, NotCanonicalError, from_b64u, jcs, sha256
 from coop.errors import InvalidInputError, Kind
-from coop.keys import SigningKey, iso, sign_document, verify_document
+from coop.keys import (
+    SIGNATURE_BYTES,
+    SigningKey,
+    iso,
+    proof_options,
+    proof_value_of,
+    sign_document,
+    verify_document,
+)
 
 _VC: Final = "https://www.w3.org/ns/credentials/v2"
 
@@ -84,6 +92,35 @@ def unsigned(
         "validFrom": iso(now),
         "credentialSubject": subject.model_dump(mode="json", exclude_none=True),
     }
+
+
+def for_signer(
+    subject: Subject, *, issuer: str, now: int
+) -> tuple[dict[str, Json], dict[str, Json]]:
+    """The document and proof options that a signer elsewhere (a browser) signs."""
+    document = unsigned(subject, issuer=issuer, now=now)
+    return document, proof_options(issuer, now, document["@context"])
+
+
+def with_signature(
+    document: Mapping[str, Json], proof: Mapping[str, Json], did: str, signature: str
+) -> dict[str, Json]:
+    """The signed document, of `for_signer`'s parts and what the browser sent; not verified yet.
+
+    Raises:
+        InvalidInputError: The did is not the issuer, or the signature is no signature.
+    """
+    if document["issuer"] != did:
+        raise InvalidInputError("did: must be the key that the document names")
+    # Browsers give base64url or plain base64; both name the same 64 bytes.
+    plain = signature.rstrip("=").replace("+", "-").replace("/", "_")
+    try:
+        data = from_b64u(plain)
+    except NotCanonicalError:
+        data = b""
+    if len(data) != SIGNATURE_BYTES:
+        raise InvalidInputError("signature: must be base64url of 64 bytes")
+    return {**document, "proof": {**proof, "proofValue": proof_value_of(data)}}
 
 
 def open_document(

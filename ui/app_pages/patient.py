@@ -203,18 +203,39 @@ def uses() -> None:
         _nothing_joined()
     for entry in mine:
         st.header(viewmodels.consent_card(entry).title)
-        try:
-            statement = hub().get("/v1/me/uses", pid=entry["pid"])
-        except CoopError as error:
-            explain(error)
-            continue
-        rows = viewmodels.use_rows(statement)
-        table(rows, empty=wording.NO_USES)
+        _uses_of(entry)
+
+
+def _uses_of(entry: Mapping[str, Any]) -> None:
+    pid = entry["pid"]
+    if st.button(wording.USES_ASK, key=f"ask-{pid}", type="primary"):
+        st.session_state[f"asking-{pid}"] = viewmodels.use_request(entry, int(time.time()))
+        st.session_state.pop(f"uses-{pid}", None)
+    asking = st.session_state.get(f"asking-{pid}")
+    if asking:
+        st.write(wording.USES_WHY)
+        lines = [*wording.USES_SIGNED, ["Hospital", entry["site"]]]
+        answer = signer(
+            mode="sign", did=entry["did"], statement=asking, summary=lines, key=f"-uses-{pid}"
+        )
+        if answer.signed:
+            try:
+                signed = viewmodels.signed_request(asking, **answer.signed)
+                statement = hub().get("/v1/me/uses", pid=pid, signed=signed)
+            except CoopError as error:
+                explain(error)
+                return
+            st.session_state[f"uses-{pid}"] = statement
+            st.session_state.pop(f"asking-{pid}")
+            st.rerun()
+    statement = st.session_state.get(f"uses-{pid}")
+    if statement:
+        table(viewmodels.use_rows(statement), empty=wording.NO_USES)
         st.download_button(
             "Download the signed list",
             viewmodels.as_json(statement),
             f"uses-{entry['site']}.json",
-            key=f"uses-{entry['pid']}",
+            key=f"save-uses-{pid}",
         )
 
 

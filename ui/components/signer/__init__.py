@@ -36,6 +36,7 @@ def signer(
     did: str | None,
     statement: dict[str, Any] | None,
     summary: list[list[str]],
+    key: str = "",
 ) -> Signed:
     """Show the component.
 
@@ -44,9 +45,10 @@ def signer(
         did: Whose key must sign.
         statement: The unsigned document with its proof options.
         summary: Label and value pairs shown above the exact text.
+        key: Tells two of them on one page apart.
     """
     result = _mount(
-        key=f"signer-{mode}",
+        key=f"signer-{mode}{key}",
         data={
             "mode": mode,
             "did": did,

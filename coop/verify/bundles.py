@@ -7,7 +7,13 @@ from enum import StrEnum
 from typing import ClassVar, Final, TypeVar
 
 from coop.canonical import Json, from_b64u, sha256
-from coop.documents.consent import Consent, ConsentReceipt, Enrolment, UseStatement
+from coop.documents.consent import (
+    Consent,
+    ConsentReceipt,
+    Enrolment,
+    UseRequest,
+    UseStatement,
+)
 from coop.documents.dividend import DividendWindow
 from coop.documents.envelope import Opened, Subject, open_document
 from coop.documents.serving import CohortAnswer, CohortJob, InferenceReceipt
@@ -48,7 +54,7 @@ _KINDS: Final[Mapping[str, tuple[type[Subject], Speaker]]] = {
             *(InferenceReceipt, CohortJob, DividendWindow),
         ),
         Speaker.SITE: (Enrolment, Approval, RoundReceipt, CohortAnswer, UseStatement),
-        Speaker.PATIENT: (Consent,),
+        Speaker.PATIENT: (Consent, UseRequest),
         Speaker.ANYONE: (Study,),
     }.items()
     for kind in kinds

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from consent import decide as gate
 from consent.drafts import Choice
+from consent.duo import ASSERTED_MAX
 from consent.events import NotEnrolledError
 from consent.policy import DATA_CLASS, parse, preset
 from consent.registry import BATCH_MAX, Registry
@@ -24,6 +25,7 @@ from coop.documents.provision import TIME_MAX, Policy
 from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.enrolment import CODE_ID
 from coop.errors import NotFoundError
+from coop.passkeys import ASSERTION_CHARS_MAX
 
 PATIENT, STAFF, SITE = Principal.PATIENT, Principal.STAFF, Principal.SITE
 RESEARCHER, PUBLIC = Principal.RESEARCHER, Principal.PUBLIC
@@ -76,7 +78,7 @@ class DraftBody(_Body):
     data_class: str = DATA_CLASS
     disease: str | None = None
     study_id: str | None = None
-    epsilon_cap_micro: int | None = Field(default=None, ge=0)
+    epsilon_cap_micro: int | None = Field(default=None, ge=0, le=TIME_MAX)
     end: int = Field(default=TIME_MAX, ge=1, le=TIME_MAX)
     notice: Notice | None = None
 
@@ -86,7 +88,7 @@ class SignBody(_Body):
 
     draft_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     did: str = Field(max_length=128)
-    signature: str = Field(max_length=128)
+    signature: str = Field(max_length=ASSERTION_CHARS_MAX)
 
 
 class QuestionBody(_Body):
@@ -95,6 +97,9 @@ class QuestionBody(_Body):
     action: str = Field(max_length=64)
     purpose: str = Field(max_length=64)
     disease: str | None = Field(default=None, max_length=64)
+    further: list[Annotated[str, Field(max_length=64)]] = Field(
+        default_factory=list, max_length=ASSERTED_MAX
+    )
     data_class: str = Field(max_length=64)
     study_id: str = Field(max_length=64)
     organisation: str = Field(max_length=200)
@@ -159,60 +164,58 @@ def _event_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
     @doors.route(router, "POST", "/v1/consents:draft", PATIENT)
     def draft(body: DraftBody, caller: CallerDep) -> dict[str, Any]:
         """What the browser shows and signs."""
-        _may(doors, registry, caller, body.pid)
+        may_act(doors, registry, caller, body.pid)
         choice = Choice(event=body.event, policy=_chosen(body), notice=body.notice)
         return registry.draft(body.pid, choice)
 
     @doors.route(router, "POST", "/v1/consents:sign", PATIENT)
     def sign(body: SignBody, caller: CallerDep) -> dict[str, Any]:
         """The signature; verified over the hub's own copy of the draft."""
-        _may(doors, registry, caller, registry.pid_of_draft(body.draft_id))
+        may_act(doors, registry, caller, registry.pid_of_draft(body.draft_id))
         return registry.sign(body.draft_id, body.signature, body.did)
 
     @doors.route(router, "POST", "/v1/consents/{pid}/revoke", PATIENT, STAFF)
     def revoke(pid: Pid, caller: CallerDep) -> dict[str, Any]:
         """Withdraw: at once, without a key."""
-        _may(doors, registry, caller, pid)
-        return registry.restrict(pid, "revoke", _actor(caller))
+        may_act(doors, registry, caller, pid)
+        return registry.restrict(pid, "revoke", actor_of(caller))
 
     @doors.route(router, "POST", "/v1/consents/{pid}/suspend", PATIENT, STAFF)
     def suspend(pid: Pid, caller: CallerDep) -> dict[str, Any]:
         """Pause: at once, without a key."""
-        _may(doors, registry, caller, pid)
-        return registry.restrict(pid, "suspend", _actor(caller))
+        may_act(doors, registry, caller, pid)
+        return registry.restrict(pid, "suspend", actor_of(caller))
 
 
 def _owner_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
     @doors.route(router, "GET", "/v1/consents/{pid}", PATIENT, STAFF, SITE)
     def consent(pid: Pid, caller: CallerDep) -> dict[str, Any]:
         """How the consent for one record stands."""
-        _may(doors, registry, caller, pid)
+        may_act(doors, registry, caller, pid)
         return registry.overview(pid)
 
     @doors.route(router, "GET", "/v1/consents/{pid}/history", PATIENT)
     def history(pid: Pid, caller: CallerDep) -> dict[str, Any]:
         """Every event with its proof."""
-        _may(doors, registry, caller, pid)
+        may_act(doors, registry, caller, pid)
         return {"events": registry.history(pid)}
 
     @doors.route(router, "GET", "/v1/me", PATIENT)
     def me(caller: CallerDep) -> dict[str, Any]:
         """The caller's records."""
-        return {
-            "pids": [{"pid": pid, "site": site} for pid, site in _mine(doors, registry, caller)]
-        }
+        return {"pids": [{"pid": pid, "site": site} for pid, site in mine(doors, registry, caller)]}
 
     @doors.route(router, "GET", "/v1/me/consents", PATIENT)
     def my_consents(caller: CallerDep) -> dict[str, Any]:
         """How the consent for each of the caller's records stands."""
-        return {"consents": [registry.overview(p) for p, _ in _mine(doors, registry, caller)]}
+        return {"consents": [registry.overview(p) for p, _ in mine(doors, registry, caller)]}
 
 
 def _question_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
     @doors.route(router, "POST", "/v1/decisions", PATIENT, STAFF, SITE)
     def decision(body: DecisionBody, caller: CallerDep) -> dict[str, Any]:
         """What one record's policy says to a use; only the hospital's own decision opens it."""
-        _may(doors, registry, caller, body.pid)
+        may_act(doors, registry, caller, body.pid)
         return asdict(registry.decision(body.pid, _request(body, registry.now())))
 
     @doors.route(router, "POST", "/v1/cohorts:count", RESEARCHER)
@@ -234,14 +237,15 @@ def _question_routes(router: APIRouter, doors: Doors, registry: Registry) -> Non
         return _json(registry.lease(caller.subject, nonce, have, documents))
 
 
-def _mine(doors: Doors, registry: Registry, caller: Caller) -> list[tuple[str, str]]:
+def mine(doors: Doors, registry: Registry, caller: Caller) -> list[tuple[str, str]]:
+    """(pid, site) of the caller's own records."""
     if caller.did is not None:
         return registry.pids_of_key(caller.did)
     with doors.database.reading() as connection:
         return members.pids_of(connection, caller.account)
 
 
-def _may(doors: Doors, registry: Registry, caller: Caller, pid: str) -> Enrolled:
+def may_act(doors: Doors, registry: Registry, caller: Caller, pid: str) -> Enrolled:
     """The record's enrolment, if the caller may act on it: its owner, or her hospital."""
     try:
         key = registry.enrolled(pid)
@@ -251,6 +255,8 @@ def _may(doors: Doors, registry: Registry, caller: Caller, pid: str) -> Enrolled
         if caller.site != key.site:
             raise NotFoundError("pid: not found")
         return key
+    if caller.did is not None and key.speakers.speaks(caller.did, registry.now()):
+        return key  # her own key, or somebody who decides for her
     with doors.database.reading() as connection:
         members.owns(connection, caller, pid, key.did)
     return key
@@ -261,7 +267,8 @@ def _same_site(caller: Caller, site: str) -> None:
         raise NotFoundError("site: not found")
 
 
-def _actor(caller: Caller) -> Literal["session", "registrar"]:
+def actor_of(caller: Caller) -> Literal["session", "registrar"]:
+    """Who restricts: the patient's own session, or her hospital's desk."""
     return "registrar" if caller.principal is STAFF else "session"
 
 
@@ -287,6 +294,7 @@ def _request(body: QuestionBody, at: int) -> gate.Request:
         action=body.action,
         purpose=body.purpose,
         disease=body.disease,
+        further=tuple(body.further),
         data_class=body.data_class,
         study_id=body.study_id,
         organisation=body.organisation,

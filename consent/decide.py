@@ -1,30 +1,39 @@
 """Where consent is decided: `decide(standing, request)` is total, pure, and denies by default.
 
 Only `permit` opens anything. `deny` and `abstain` both keep the record out; abstain says that no
-machine may judge (a DUO modifier that needs a committee), never "perhaps".
+machine may judge (a DUO modifier that needs a committee, a study that does not say what it is
+for), never "perhaps".
 
     | standing                     | answer  |
     |------------------------------|---------|
     | none, suspended, revoked     | deny    |
+    | its giver waits, or is over  | deny    |
     | policy malformed             | deny    |
     | request names no known use   | deny    |
     | purpose not understood       | deny    |
     | epsilon above her own cap    | deny    |
+    | fewer people than she wants  | deny    |
     | policy does not match        | deny    |
+    | data beyond her data window  | deny    |
+    | purpose for people to judge  | abstain |
 
 Provisions: siblings combine as deny over abstain over permit; a matching child overrides its
-parent's own type; nothing matching at the root is deny. Periods are half-open.
+parent's own type; nothing matching at the root is deny (`consent.rules`). Obligations of all rules
+that apply add up, and their data windows intersect. Periods are half-open. A request with several
+purposes is several questions (`consent.duo`): the worst answer holds, under the duties of all.
 
 Core: pure, no I/O.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from functools import lru_cache
+from typing import NamedTuple
 
-from consent.policy import COMMERCIAL, DEPTH_MAX, PolicyError, check
-from consent.purposes import FOR_HUMANS, MODIFIERS, NON_COMMERCIAL, OBLIGATIONS, USES, closure
-from coop.documents.provision import Policy, Provision
+from consent.duo import Reading, asserted
+from consent.purposes import USES
+from consent.rules import ABSTAIN, DENY, KEPT, PERMIT, Asked, Rule, covering, kept_ready, who_asks
+from coop.documents.provision import TIME_MAX, Policy
 
 
 class Effect(StrEnum):
@@ -58,8 +67,15 @@ class Request:
     """UTC seconds."""
     disease: str | None = None
     """MONDO code; needed when `purpose` is DS."""
+    further: tuple[str, ...] = ()
+    """Every other purpose, as DUO or MONDO codes: each must be permitted."""
     epsilon_micro: int | None = None
     """What the use costs her, if it is to be held against her own cap."""
+    population: int | None = None
+    """How many people the use declares to be about: a public number, never a count of today."""
+    data_start: int = 0
+    data_end: int = TIME_MAX
+    """The dates of the data it reads; by default every date and rows that bear none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +91,12 @@ class Standing:
     widened_index: int = -1
     """Of the newest event that gave something (grant, amend, resume): what witnesses must have
     seen before the grant counts."""
+    starts_at: int = 0
+    """What was given counts from then on (UTC seconds): a recovered key waits …"""
+    ends_at: int = TIME_MAX
+    """… and before then: what a representative gave ends with the representation."""
+    under: str | None = None
+    """The representation under which it was given; None for the patient's own key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +105,12 @@ class Decision:
 
     effect: Effect
     reasons: tuple[str, ...]
+    data_window: tuple[int, int] = (0, 0)
+    """Which dates of her data are open, half-open; none unless permitted."""
+    classes: tuple[str, ...] = ()
+    """Which kinds of data are open: the one that was asked for."""
     epsilon_cap_micro: int | None = None
+    min_cohort: int | None = None
     obligations: tuple[str, ...] = ()
 
     @property
@@ -92,101 +119,176 @@ class Decision:
         return self.effect is Effect.PERMIT
 
 
-_SEVERITY: Final = {Effect.PERMIT: 0, Effect.ABSTAIN: 1, Effect.DENY: 2}
+class Read(NamedTuple):
+    """The purposes of a request, read."""
+
+    unknown: str | None
+    """Why no machine and nobody understands them."""
+    people: str | None
+    """Why only people can judge them."""
+    fields: tuple[tuple[str, frozenset[str]], ...]
+    """Each purpose with every permission that covers it; none unless a machine can judge."""
+
+
+Limits = tuple[int | None, int | None]
+"""Epsilon cap in millionths, minimum cohort."""
+_Said = tuple[int, str, frozenset[str], int, int]
+"""Severity, the path that decided, obligations, data window."""
 
 
 def decide(standing: Standing | None, request: Request) -> Decision:
     """Whether a record that stands like this may be used like that.
 
     Total and pure: same arguments, same answer, no exception. Anything not clearly permitted is
-    denied; the reasons are stable codes and paths of provisions.
+    denied; the reasons are stable codes, and the path of provisions down to the one that decided.
     """
-    refusal = _refusal(standing, request)
+    read = read_of(request.purpose, request.disease, request.further)
+    refusal = _refusal(standing, request, read)
     if refusal is not None or standing is None or standing.policy is None:
-        return Decision(effect=Effect.DENY, reasons=(refusal or "consent.none",))
-    covering = closure(request.purpose, request.disease)
-    root = standing.policy.provision
-    if not _matches(root, request, covering):
-        return Decision(effect=Effect.DENY, reasons=("policy.not-covered",))
-    effect, path, obligations = _evaluate(root, request, covering, "provision")
-    if effect is not Effect.PERMIT:
-        return Decision(effect=effect, reasons=(f"policy.{path}",))
-    return Decision(
-        effect=effect,
-        reasons=(f"policy.{path}",),
-        epsilon_cap_micro=standing.policy.epsilon_cap_micro,
-        obligations=tuple(sorted(obligations)),
+        return _unless_permitted(DENY, refusal or "consent.none")
+    policy = standing.policy
+    severity, path, obligations, data_start, data_end = _put(kept_ready(policy), request, read)
+    if severity != PERMIT:
+        return _unless_permitted(severity, path)
+    if not data_start <= request.data_start < request.data_end <= data_end:
+        return _unless_permitted(DENY, "policy.data-window")
+    return _permitted(
+        path,
+        (data_start, data_end),
+        request.data_class,
+        policy.epsilon_cap_micro,
+        policy.min_cohort,
+        obligations,
     )
 
 
-def _refusal(standing: Standing | None, request: Request) -> str | None:
-    """Why the question is not even put to the policy; None if it is."""
+@lru_cache(maxsize=KEPT)
+def read_of(purpose: str, disease: str | None, further: tuple[str, ...]) -> Read:
+    """The purposes of a request as rules see them."""
+    read = asserted(purpose, disease, further)
+    return Read(
+        read.reason if read.reading is Reading.UNKNOWN else None,
+        read.reason if read.reading is Reading.PEOPLE else None,
+        tuple(
+            (field if kind is None else kind, covering(field, kind)) for field, kind in read.each
+        ),
+    )
+
+
+def refusal_of(request: Request, read: Read) -> str | None:
+    """Why no policy at all can permit this request; None if one may, or if people judge it."""
+    return read.unknown if request.action in USES else "request.unknown-use"
+
+
+def asked_of(request: Request, read: Read) -> list[Asked]:
+    """The request as rules see it, once for each of its purposes; none if people judge it."""
+    who = who_asks(request.study_id, request.organisation, commercial=request.commercial)
+    return [
+        Asked(request.action, code, above, request.data_class, who, request.commercial)
+        for code, above in read.fields
+    ]
+
+
+def limits_of(policy: Policy) -> Limits:
+    """Her own limits."""
+    return policy.epsilon_cap_micro, policy.min_cohort
+
+
+def beyond(limits: Limits, request: Request) -> str | None:
+    """Which of her own limits a request exceeds; None if it keeps them."""
+    cap, least = limits
+    if cap is not None and request.epsilon_micro is not None and request.epsilon_micro > cap:
+        return "policy.epsilon-cap"
+    if least is not None and (request.population is None or request.population < least):
+        return "policy.min-cohort"
+    return None
+
+
+def _refusal(standing: Standing | None, request: Request, read: Read) -> str | None:
+    """Why the question is not even put to the policy's rules; None if it is."""
     if standing is None or standing.state is State.NONE:
         return "consent.none"
     if standing.state is not State.ACTIVE or standing.policy is None:
         return f"consent.{standing.state}"
-    if request.action not in USES:
-        return "request.unknown-use"
-    if not closure(request.purpose, request.disease):
-        return "request.unknown-purpose"
-    return _unfit(standing.policy, request)
+    if not standing.starts_at <= request.at < standing.ends_at:
+        return "consent.waiting" if request.at < standing.starts_at else "consent.ended"
+    return refusal_of(request, read) or beyond(limits_of(standing.policy), request)
 
 
-def _unfit(policy: Policy, request: Request) -> str | None:
-    cap = policy.epsilon_cap_micro
-    if request.epsilon_micro is not None and cap is not None and request.epsilon_micro > cap:
-        return "policy.epsilon-cap"
-    try:
-        check(policy)
-    except PolicyError:
-        return "policy.malformed"
-    return None
+def _put(rule: Rule | None, request: Request, read: Read) -> _Said:
+    """What the whole policy says to every purpose of the request; each must be covered."""
+    if rule is None:
+        return _denial("policy.malformed")
+    if not rule.start <= request.at < rule.end:
+        return _denial("policy.not-covered")
+    if read.people is not None:
+        return ABSTAIN, read.people, frozenset(), 0, 0
+    said: _Said | None = None
+    for asked in asked_of(request, read):
+        if not rule.head.matches(asked):
+            return _denial("policy.not-covered")
+        answer = _answer(rule, asked, request.at)
+        said = answer if said is None else _both(said, answer)
+    return said or _denial("policy.not-covered")
 
 
-def _matches(provision: Provision, request: Request, covering: frozenset[str]) -> bool:
-    permissions = [code for code in provision.purposes if code not in MODIFIERS]
-    who = {request.study_id, request.organisation}
-    # The word is ours: an organisation that calls itself "commercial" must not be able to claim it.
-    who = (who - {COMMERCIAL}) | ({COMMERCIAL} if request.commercial else set())
+def _denial(reason: str) -> _Said:
+    return DENY, reason, frozenset(), 0, 0
+
+
+def _answer(rule: Rule, asked: Asked, at: int) -> _Said:
+    """What a rule that matches says, with its exceptions."""
+    worst: _Said | None = None
+    for child in rule.children:
+        if child.start <= at < child.end and child.head.matches(asked):
+            said = _answer(child, asked, at)
+            worst = said if worst is None else _both(worst, said)
+    if worst is None:
+        own = rule.head.alone(asked)
+    elif rule.head.denies:
+        return worst
+    else:
+        own = rule.head.beside(asked)
+    said = (own, rule.path, rule.obligations, rule.data_start, rule.data_end)
+    return said if worst is None else _both(worst, said)
+
+
+def _both(first: _Said, second: _Said) -> _Said:
+    """The worse of two answers, under the duties and within the data window of both."""
+    worse = second if second[0] > first[0] else first
     return (
-        provision.start <= request.at < provision.end
-        and (not provision.actions or request.action in provision.actions)
-        and (not permissions or not covering.isdisjoint(permissions))
-        and (not provision.classes or request.data_class in provision.classes)
-        and (not provision.actors or not who.isdisjoint(provision.actors))
+        worse[0],
+        worse[1],
+        first[2] | second[2],
+        max(first[3], second[3]),
+        min(first[4], second[4]),
     )
 
 
-def _evaluate(
-    provision: Provision, request: Request, covering: frozenset[str], path: str, depth: int = 0
-) -> tuple[Effect, str, frozenset[str]]:
-    """The effect of a provision that matches, the path that decided, and its obligations."""
-    if depth > DEPTH_MAX:
-        return Effect.DENY, path, frozenset()
-    found: tuple[Effect, str, frozenset[str]] | None = None
-    for number, child in enumerate(provision.children):
-        if not _matches(child, request, covering):
-            continue
-        answer = _evaluate(child, request, covering, f"{path}.children.{number}", depth + 1)
-        if found is None or _SEVERITY[answer[0]] > _SEVERITY[found[0]]:
-            found = (answer[0], answer[1], answer[2] | (found[2] if found else frozenset()))
-        else:
-            found = (found[0], found[1], found[2] | answer[2])
-    own = _own_effect(provision, request)
-    if found is None:
-        return own[0], path, own[1]
-    # The modifiers of a permit bind its exceptions too: they oblige, or they leave it to people.
-    if provision.type == "permit" and found[0] is Effect.PERMIT and own[0] is not Effect.PERMIT:
-        return own[0], path, frozenset()
-    return found[0], found[1], found[2] | own[1]
+# Answers are few and never change: making one costs more than finding it.
 
 
-def _own_effect(provision: Provision, request: Request) -> tuple[Effect, frozenset[str]]:
-    if provision.type == "deny":
-        return Effect.DENY, frozenset()
-    modifiers = MODIFIERS.intersection(provision.purposes)
-    if request.commercial and modifiers & NON_COMMERCIAL:
-        return Effect.DENY, frozenset()
-    if modifiers & FOR_HUMANS:
-        return Effect.ABSTAIN, frozenset()
-    return Effect.PERMIT, frozenset(OBLIGATIONS[code] for code in modifiers if code in OBLIGATIONS)
+@lru_cache(maxsize=KEPT)
+def _unless_permitted(severity: int, path: str) -> Decision:
+    effect = Effect.ABSTAIN if severity == ABSTAIN else Effect.DENY
+    return Decision(effect=effect, reasons=(path,))
+
+
+@lru_cache(maxsize=KEPT)
+def _permitted(
+    path: str,
+    data_window: tuple[int, int],
+    data_class: str,
+    epsilon_cap_micro: int | None,
+    min_cohort: int | None,
+    obligations: frozenset[str],
+) -> Decision:
+    return Decision(
+        effect=Effect.PERMIT,
+        reasons=(path,),
+        data_window=data_window,
+        classes=(data_class,),
+        epsilon_cap_micro=epsilon_cap_micro,
+        min_cohort=min_cohort,
+        obligations=tuple(sorted(obligations)),
+    )

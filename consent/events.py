@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from consent.chain import WIDENING, ConsentChainError, apply
 from consent.decide import Standing
 from consent.lease import EFFECTIVE_S
+from consent.speakers import Desks, Speaker, speaker_of
 from consent.store import (
     Enrolled,
     consent_event,
@@ -22,10 +23,11 @@ from coop import members
 from coop.canonical import Json
 from coop.documents.consent import Consent, ConsentReceipt
 from coop.documents.envelope import Opened, WrongDocumentError, issue, open_document
-from coop.errors import CoopError, InvalidInputError, NotFoundError
+from coop.errors import CoopError, InvalidInputError, Kind, NotFoundError
 from coop.journal.commitments import Logged
 from coop.journal.store import Journal
-from coop.keys import SigningKey
+from coop.keys import SigningKey, iso
+from coop.passkeys import RelyingParty
 from coop.problems import problem_of
 
 CLOCK_SKEW_S: Final = 300  # a patient's device may be ahead by so much
@@ -43,6 +45,32 @@ class NotEnrolledError(NotFoundError):
     code = "consent.not-enrolled"
 
 
+class WaitsError(CoopError):
+    """What this key or representative would give does not count yet."""
+
+    code = "consent.waits"
+    kind = Kind.CONFLICT
+
+
+class RepresentationOverError(CoopError):
+    """The representation under which this is said is over; stopping stays possible."""
+
+    code = "consent.representation-over"
+    kind = Kind.CONFLICT
+
+
+def enrolled_or_refused(connection: sa.Connection, pid: str, *, lock: bool = False) -> Enrolled:
+    """Who speaks for a record.
+
+    Raises:
+        NotEnrolledError: Nobody does.
+    """
+    found = enrolled(connection, [pid], lock=lock).get(pid)
+    if found is None:
+        raise NotEnrolledError("pid: no hospital has enrolled a key for this record")
+    return found
+
+
 class Events:
     """Writes consent events, in units of work that the caller opens.
 
@@ -51,6 +79,7 @@ class Events:
         hub_key: Signs receipts, and restrictions on a patient's behalf.
         now: UTC seconds.
         on_revoked: Told of withdrawn pids in the same unit of work (they stop earning).
+        passkeys: The portal whose passkeys sign here.
     """
 
     def __init__(
@@ -59,7 +88,9 @@ class Events:
         hub_key: SigningKey,
         now: Callable[[], int],
         on_revoked: OnRevoked | None = None,
+        passkeys: RelyingParty | None = None,
     ) -> None:
+        self.passkeys = passkeys
         self._journal = journal
         self._key = hub_key
         self._now = now
@@ -68,7 +99,7 @@ class Events:
     def open(self, document: Mapping[str, Json]) -> Opened[Consent] | CoopError:
         """The event in a document whose signature and shape are right; else the refusal."""
         try:
-            opened = open_document(Consent, document, issuers=None)
+            opened = open_document(Consent, document, issuers=None, passkeys=self.passkeys)
             if opened.at > self._now() + CLOCK_SKEW_S:
                 raise InvalidInputError("validFrom: lies in the future; check the device's clock")
         except CoopError as error:
@@ -160,8 +191,12 @@ class Events:
             raise NotEnrolledError("pid: no hospital has enrolled a key for this record")
         if opened.subject.site != key.site:
             raise WrongDocumentError("consent.site: must be the hospital that enrolled this record")
-        restrictors = {self._key.did} | ({sites[key.site]} if key.site in sites else set())
-        return apply(standing, opened, patient_did=key.did, restrictors=restrictors)
+        desks = Desks(registry=self._key.did, hospital=sites.get(key.site))
+        speaker = speaker_of(key.speakers, opened.issuer, desks, opened.subject.representation)
+        after = apply(standing, opened, speaker=speaker)
+        if opened.subject.event in WIDENING:
+            _check_time(speaker, self._now())
+        return after
 
     def _store(
         self,
@@ -204,6 +239,9 @@ class Events:
                     "at": now,
                     "receipt_digest": receipt.digest,
                     "enrolment_digest": keys[event.pid].digest,
+                    "starts_at": after.starts_at,
+                    "ends_at": after.ends_at,
+                    "under": after.under,
                 }
             )
             listed.append(
@@ -229,6 +267,18 @@ class Events:
             effective_by=now + EFFECTIVE_S,
         )
         return issue(subject, self._key, now)
+
+
+def _check_time(speaker: Speaker | None, now: int) -> None:
+    """Refuse what would not count now: a person is told at once, rather than left waiting."""
+    if speaker is None or speaker.gives(now):
+        return
+    if now < speaker.starts_at:
+        raise WaitsError(
+            f"event: this key may allow from {iso(speaker.starts_at)} on; stopping is possible now",
+            starts_at=speaker.starts_at,
+        )
+    raise RepresentationOverError("representation: it is over; stopping stays possible")
 
 
 def _placed(event: str, earlier: Standing | None, after: Standing, index: int) -> Standing:

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from consent.chain import cosigners_needed, heads_digest
-from consent.store import consent_head, site_document, snapshot
+from consent.chain import cosigners_needed, heads_digest, keys_of
+from consent.store import consent_head, enrolment, site_document, snapshot
 from coop import members
 from coop.canonical import b64u, parse_object
 from coop.db import Database
@@ -99,16 +99,29 @@ class Leases:
 
 
 def heads(connection: sa.Connection, site: str) -> Mapping[str, str]:
-    """The newest event's digest of every chain at this site, by pid."""
+    """What a lease vouches for: the newest event of every chain at this site, by pid.
+
+    And the newest document on who may speak, where there is one after the first enrolment.
+    """
     query = sa.select(consent_head.c.pid, consent_head.c.digest).where(consent_head.c.site == site)
-    return {row.pid: row.digest for row in connection.execute(query)}
+    found = {row.pid: row.digest for row in connection.execute(query)}
+    people = sa.select(enrolment.c.pid, enrolment.c.newest).where(
+        enrolment.c.site == site, enrolment.c.newest.is_not(None)
+    )
+    return found | {keys_of(row.pid): row.newest for row in connection.execute(people)}
 
 
 def _documents(
     connection: sa.Connection, site: str, start: int, end: int
 ) -> tuple[list[dict[str, object]], int]:
     query = (
-        sa.select(site_document.c.log_index, signed_document.c.salt, signed_document.c.body)
+        sa.select(
+            site_document.c.log_index,
+            site_document.c.digest,
+            site_document.c.pid,
+            signed_document.c.salt,
+            signed_document.c.body,
+        )
         .join(signed_document, signed_document.c.digest == site_document.c.digest)
         .where(
             site_document.c.site == site,
@@ -120,7 +133,13 @@ def _documents(
         .limit(DOCUMENTS_MAX)
     )
     found = [
-        {"index": row.log_index, "salt": row.salt, "document": parse_object(row.body)}
+        {
+            "index": row.log_index,
+            "digest": row.digest,
+            "pid": row.pid,
+            "salt": row.salt,
+            "document": parse_object(row.body),
+        }
         for row in connection.execute(query)
     ]
     if len(found) == DOCUMENTS_MAX:

@@ -5,7 +5,8 @@ An unknown code is refused, never dropped: an empty list means "any", so droppin
 Core: pure, no I/O.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
@@ -29,11 +30,13 @@ from coop.errors import InvalidInputError, Kind
 
 DEPTH_MAX: Final = 5  # the deepest ready-made policy has 2 levels, a hospital's form 3
 PROVISIONS_MAX: Final = 128  # a policy is read by a person
+NAME_MAX: Final = 200  # longest organisation name
 COMMERCIAL: Final = "commercial"
 DATA_CLASS: Final = "cardiology"
 _RESEARCH: Final = (Use.TRAIN, Use.EVALUATE, Use.RELEASE, Use.INFER)
 _TRAINING: Final = (Use.TRAIN, Use.EVALUATE, Use.RELEASE)
 _MICRO: Final = 1_000_000
+_YEAR_9999: Final = 253_402_300_799  # the last second a calendar date can name
 
 
 class PolicyError(InvalidInputError):
@@ -181,7 +184,7 @@ def summary(policy: Policy | None) -> list[list[str]]:
         lines.append(["Kind of data", ", ".join(part.classes) or "all"])
         if part.actors:
             lines.append(["Only by or in", ", ".join(part.actors)])
-        lines.append(["Until", "I change it" if part.end == TIME_MAX else str(part.end)])
+        lines += _periods(part)
     denied = sorted(
         {actor for _, _, p in walk(policy.provision) if p.type == "deny" for actor in p.actors}
     )
@@ -193,15 +196,36 @@ def summary(policy: Policy | None) -> list[list[str]]:
         lines.append(
             ["Privacy cost per study at most", f"ε {whole}.{rest:06d}".rstrip("0").rstrip(".")]
         )
+    if policy.min_cohort is not None:
+        lines.append(["Only in studies of at least", f"{policy.min_cohort} people"])
     return lines
 
 
 _PURPOSE_WORDS: Final = {**PERMISSIONS, **{code: words for code, (words, _) in DISEASES.items()}}
 
 
-def _words(codes: list[str], known: dict[str, str] | object, empty: str) -> list[str]:
+def _words(codes: Sequence[str], known: dict[str, str] | object, empty: str) -> list[str]:
     table = known if isinstance(known, dict) else {}
     return [table.get(code, code) for code in codes] or [empty]
+
+
+def _periods(part: Provision) -> list[list[str]]:
+    lines = [["Until", "I change it" if part.end == TIME_MAX else _day(part.end)]]
+    if part.start > 0:
+        lines.append(["Not before", _day(part.start)])
+    if part.data_start > 0:
+        lines.append(["Only what was recorded from", _day(part.data_start)])
+    if part.data_end < TIME_MAX:
+        lines.append(["Only what was recorded before", _day(part.data_end)])
+    return lines
+
+
+def _day(seconds: int) -> str:
+    """The instant as people read it: a date, with the time unless it is midnight (UTC)."""
+    if seconds > _YEAR_9999:
+        return f"second {seconds}"
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return text.removesuffix(" 00:00:00 UTC")
 
 
 def _purpose(choice: Preset, disease: str | None) -> str:
@@ -221,8 +245,7 @@ def _studies(choice: Preset, study_id: str | None) -> list[str]:
 
 
 def _check_provision(path: str, provision: Provision) -> None:
-    if provision.start >= provision.end:
-        raise PolicyError(f"policy.{path}: its period is empty")
+    _check_periods(path, provision)
     for action in provision.actions:
         if action not in USES:
             raise PolicyError(f"policy.{path}.actions: {action[:40]!r} is no use we know")
@@ -237,5 +260,20 @@ def _check_provision(path: str, provision: Provision) -> None:
     if modifiers and (not permissions or provision.type == "deny"):
         raise PolicyError(f"policy.{path}.purposes: a modifier belongs beside what it permits")
     for name, codes in (("classes", provision.classes), ("actors", provision.actors)):
-        if any(not code or len(code) > 200 for code in codes):  # noqa: PLR2004  (longest organisation name)
-            raise PolicyError(f"policy.{path}.{name}: an entry is empty or too long")
+        if any(not _is_plain(code) for code in codes):
+            raise PolicyError(f"policy.{path}.{name}: an entry is empty, too long or no plain text")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether every other system that names it can hold it: printable, one space between words."""
+    return 0 < len(name) <= NAME_MAX and name.isprintable() and " ".join(name.split()) == name
+
+
+def _check_periods(path: str, provision: Provision) -> None:
+    if provision.start >= provision.end:
+        raise PolicyError(f"policy.{path}: its period is empty")
+    if provision.data_start >= provision.data_end:
+        raise PolicyError(f"policy.{path}: its data window is empty")
+    # "Deny what was recorded before 2020" leaves open what it does to the rest: say it as a permit.
+    if provision.type == "deny" and (provision.data_start, provision.data_end) != (0, TIME_MAX):
+        raise PolicyError(f"policy.{path}: a data window belongs on what it permits")

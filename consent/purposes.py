@@ -2,8 +2,12 @@
 
 Permissions form a lattice: GRU ⊒ HMB ⊒ a disease ⊒ its kinds, and GRU ⊒ POA; NRES stands above
 all. A request for a purpose is covered by a permission for that purpose or for anything above it,
-never below. The disease tree is a small pinned extract: a disease outside it is covered only by
-itself and by what covers all disease research, which is the narrow reading.
+never below. Diseases are a pinned extract of MONDO (`consent.mondo`): one outside it is covered
+only by itself and by what covers all disease research, which is the narrow reading.
+
+A study may also name its purpose by DUO's words for research, which are below the permissions:
+biomedical research is HMB, ancestry research is POA. What no permission speaks of (population,
+age, sex, control material) is for people to judge: `consent.duo`.
 
 Core: pure, no I/O.
 """
@@ -12,11 +16,25 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
+from consent.mondo import DISEASES, above, is_disease
+
+__all__ = ["DISEASES", "is_disease"]  # read from here: the words of a consent stand in one place
+
 NRES: Final = "DUO:0000004"  # no restriction
 GRU: Final = "DUO:0000042"  # general research use
 HMB: Final = "DUO:0000006"  # health, medical or biomedical research
 DS: Final = "DUO:0000007"  # research on one disease, named by a MONDO code
 POA: Final = "DUO:0000011"  # population origins or ancestry research only
+
+METHODS: Final = "DUO:0000031"  # developing methods, algorithms or software
+ANCESTRY: Final = "DUO:0000033"
+BIOMEDICAL: Final = "DUO:0000037"
+GENETIC: Final = "DUO:0000038"
+DRUGS: Final = "DUO:0000039"
+DISEASE: Final = "DUO:0000040"  # research on one disease, as a study says it
+
+PERMISSION: Final = "DUO:0000001"  # DUO's class of all permissions
+MODIFIER: Final = "DUO:0000017"  # DUO's class of all modifiers
 
 CARDIOVASCULAR: Final = "MONDO:0004995"
 HEART: Final = "MONDO:0005267"
@@ -30,16 +48,36 @@ PERMISSIONS: Final[Mapping[str, str]] = {
 }
 """DUO permissions a policy may name (a disease permission is a MONDO code), with plain words."""
 
-DISEASES: Final[Mapping[str, tuple[str, str | None]]] = {
-    CARDIOVASCULAR: ("diseases of the heart and vessels", None),
-    HEART: ("heart disease", CARDIOVASCULAR),
-    CORONARY: ("coronary artery disease", HEART),
-    "MONDO:0005068": ("myocardial infarction", CORONARY),
-    "MONDO:0005252": ("heart failure", HEART),
-    "MONDO:0004981": ("atrial fibrillation", HEART),
-    "MONDO:0005044": ("high blood pressure", CARDIOVASCULAR),
+PURPOSES: Final[Mapping[str, str]] = {
+    **PERMISSIONS,
+    DS: "research on one disease",
+    METHODS: "developing methods or software",
+    ANCESTRY: "research on ancestry",
+    BIOMEDICAL: "health research",
+    GENETIC: "genetic research",
+    DRUGS: "developing drugs",
+    DISEASE: "research on one disease",
 }
-"""Pinned extract of MONDO: plain words and the disease above."""
+"""What a study may assert, with plain words; a disease may stand by itself as a MONDO code."""
+
+PEOPLE_JUDGE: Final[Mapping[str, str]] = {
+    "DUO:0000032": "research on one population group",
+    "DUO:0000034": "research on one age group",
+    "DUO:0000035": "research on one sex or gender",
+    "DUO:0000036": "use as control material",
+}
+"""What a study may assert and no permission speaks of: an access committee decides."""
+
+NOTHING: Final = frozenset({"", PERMISSION})
+"""A purpose that asserts nothing: none, or the class of all permissions without saying which."""
+
+OBSOLETE: Final[Mapping[str, str]] = {
+    "DUO:0000002": "primary category",
+    "DUO:0000003": "secondary category",
+    "DUO:0000005": "general research and clinical care; now DUO:0000042 with DUO:0000043",
+    "DUO:0000014": "research use only; now said by leaving out DUO:0000043",
+}
+"""Codes DUO no longer has. They are refused: what took their place must be signed anew."""
 
 
 class Use(StrEnum):
@@ -83,40 +121,48 @@ FOR_HUMANS: Final = frozenset(
 )
 """RS, NMDS, GSO, GS, TS, US, PS, IS, NPOA: no machine can judge them, so the answer is abstain."""
 
-MODIFIERS: Final = NON_COMMERCIAL | OBLIGATIONS.keys() | FOR_HUMANS
+CLINICAL_CARE: Final = "DUO:0000043"
+"""Allows care as well: it restricts no research and opens none, and nothing here is care."""
+
+MODIFIERS: Final = NON_COMMERCIAL | OBLIGATIONS.keys() | FOR_HUMANS | {CLINICAL_CARE}
 
 
-def is_disease(code: str) -> bool:
-    """Whether `code` is a well-formed MONDO code."""
-    prefix, _, digits = code.partition(":")
-    return prefix == "MONDO" and len(digits) == 7 and digits.isascii() and digits.isdigit()  # noqa: PLR2004  (MONDO's own width)
+READ_AS: Final[Mapping[str, str]] = {
+    BIOMEDICAL: HMB,
+    # Not narrower: a permission or denial cannot name them, so they are judged as their field.
+    GENETIC: HMB,
+    DRUGS: HMB,
+    ANCESTRY: POA,
+    DISEASE: DS,
+}
+"""Words for research and the permission each of them asks for."""
 
 
 def closure(purpose: str, disease: str | None = None) -> frozenset[str]:
     """Every permission that covers a request for `purpose`; empty when it is not understood.
 
     Args:
-        purpose: A DUO permission; `DS` needs `disease`.
+        purpose: A DUO permission or word for research; `DS` needs `disease`.
         disease: MONDO code. Beside another purpose than `DS` it narrows nothing: who asks for all
             health research is not covered by a permission for one disease.
     """
-    if purpose == DS:
+    asked = READ_AS.get(purpose, purpose)
+    if asked == DS:
         return _disease_closure(disease) if disease is not None else frozenset()
-    above = {
-        NRES: frozenset({NRES}),
-        GRU: frozenset({GRU, NRES}),
-        HMB: frozenset({HMB, GRU, NRES}),
-        POA: frozenset({POA, GRU, NRES}),
-    }
-    return above.get(purpose, frozenset())
+    return _ABOVE.get(asked, frozenset())
+
+
+_ABOVE: Final[Mapping[str, frozenset[str]]] = {
+    NRES: frozenset({NRES}),
+    GRU: frozenset({GRU, NRES}),
+    HMB: frozenset({HMB, GRU, NRES}),
+    POA: frozenset({POA, GRU, NRES}),
+    # By itself method development is part of any of these fields, and not of one disease's.
+    METHODS: frozenset({HMB, POA, GRU, NRES}),
+}
 
 
 def _disease_closure(disease: str) -> frozenset[str]:
     if not is_disease(disease):
         return frozenset()
-    found = {HMB, GRU, NRES}
-    current: str | None = disease
-    while current is not None and current not in found:
-        found.add(current)
-        current = DISEASES.get(current, ("", None))[1]
-    return frozenset(found)
+    return above(disease) | {HMB, GRU, NRES}

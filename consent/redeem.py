@@ -10,7 +10,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from consent.people import desks_of, store
+from consent.speakers import Desks
 from consent.store import enrolled, enrolment, redemption, site_document
+from consent.succession import take
 from coop import members
 from coop.canonical import Json, jcs, parse_object
 from coop.documents.consent import Enrolment
@@ -18,6 +21,7 @@ from coop.documents.envelope import Opened, WrongDocumentError, open_document
 from coop.enrolment import CODE_ID, check_proof
 from coop.errors import CoopError, Kind, NotFoundError
 from coop.journal.store import Journal
+from coop.passkeys import RelyingParty
 from coop.problems import problem_of
 
 WAITING_MAX: Final = 1000  # one answer to a hospital's poll
@@ -37,9 +41,18 @@ class UnknownSiteError(NotFoundError):
 
 
 def redeem(
-    connection: sa.Connection, bodies: Sequence[Mapping[str, Json]], account: int | None, now: int
+    connection: sa.Connection,
+    bodies: Sequence[Mapping[str, Json]],
+    account: int | None,
+    context: tuple[int, RelyingParty | None],
 ) -> list[dict[str, Any]]:
     """Keep redemptions for their hospitals; a repeat by the same key reports how it stands.
+
+    Args:
+        connection: Of a unit of work.
+        bodies: What devices sent.
+        account: Of whoever is signed in.
+        context: The time, and the portal whose passkeys may redeem.
 
     Returns:
         For each: {"code_id", "state", "site", "pid", "problem"}.
@@ -48,7 +61,7 @@ def redeem(
     results: list[dict[str, Any]] = []
     for body in bodies:
         try:
-            results.append(_redeem_one(connection, body, account, (now, sites)))
+            results.append(_redeem_one(connection, body, account, (*context, sites)))
         except CoopError as error:
             results.append(
                 {
@@ -66,10 +79,10 @@ def _redeem_one(
     connection: sa.Connection,
     body: Mapping[str, Json],
     account: int | None,
-    context: tuple[int, Mapping[str, str]],
+    context: tuple[int, RelyingParty | None, Mapping[str, str]],
 ) -> dict[str, Any]:
-    now, sites = context
-    code_id, did = check_proof(body)
+    now, passkeys, sites = context
+    code_id, did = check_proof(body, passkeys)
     site = code_id.partition(".")[0]
     if site not in sites:
         raise UnknownSiteError("code_id: no member hospital gives out such codes")
@@ -168,19 +181,31 @@ def refuse(connection: sa.Connection, site: str, refused: Sequence[Mapping[str, 
 
 
 def add_enrolments(
-    connection: sa.Connection, journal: Journal, site: str, documents: Sequence[Mapping[str, Json]]
+    connection: sa.Connection,
+    journal: Journal,
+    site: str,
+    documents: Sequence[Mapping[str, Json]],
+    context: tuple[str, int],
 ) -> list[dict[str, Any]]:
     """Store enrolments that `site` signed, in the log and beside it; one bad one stops no other.
+
+    Args:
+        connection: Of a unit of work.
+        journal: Where they are logged.
+        site: The hospital that is asking.
+        documents: What it signed.
+        context: The registry's did, and the time.
 
     Returns:
         For each: {"code_id", "state", "problem"}. The same document twice is stored once.
     """
-    did = members.site_dids(connection)[site]
+    registry, now = context
+    desks = desks_of(connection, registry, site)
     results: list[dict[str, Any]] = []
     fresh: dict[str, Opened[Enrolment]] = {}
     for document in documents:
         try:
-            opened = _checked(connection, site, did, document)
+            opened = _checked(connection, site, (desks, now), document)
             if any(
                 opened.subject.key == o.subject.key for d, o in fresh.items() if d != opened.digest
             ):
@@ -195,10 +220,12 @@ def add_enrolments(
             _close(connection, site, document, error.code)
     # Before the log: every writer locks its own rows first and the log's head last. A key change
     # in the other order would deadlock with the same patient's withdrawal.
-    enrolled(connection, {o.subject.pid for o in fresh.values()}, lock=True)
+    keys = enrolled(connection, {o.subject.pid for o in fresh.values()}, lock=True)
     logged = journal.record_many(connection, "enrolment", [o.document for o in fresh.values()])
     for place, opened in zip(logged, fresh.values(), strict=True):
-        _store(connection, opened, place.index)
+        pid = opened.subject.pid
+        keys[pid] = store(connection, opened, place, keys.get(pid), (now, desks, None))
+        _link(connection, opened.subject, keys[pid].speakers.waits_until)
     return results
 
 
@@ -211,15 +238,17 @@ def _close(connection: sa.Connection, site: str, document: Mapping[str, Json], r
 
 
 def _checked(
-    connection: sa.Connection, site: str, did: str, document: Mapping[str, Json]
+    connection: sa.Connection, site: str, context: tuple[Desks, int], document: Mapping[str, Json]
 ) -> Opened[Enrolment]:
     """An enrolment that may be stored.
 
     Steps: (1) signed by this site; (2) for itself; (3) for a key that redeemed this code; (4) for a
-    record that is not another hospital's, with a key that speaks for no other record.
+    record that is not another hospital's, with a key that speaks for no other record; (5) newer
+    than what the record has.
     """
+    desks, now = context
     # (1)
-    opened = open_document(Enrolment, document, issuers={did})
+    opened = open_document(Enrolment, document, issuers={str(desks.hospital)})
     subject = opened.subject
     # (2)
     if subject.site != site:
@@ -237,6 +266,10 @@ def _checked(
         raise RedemptionRefusedError("enrolment.pid: enrolled by another hospital")
     if _pids_of_key(connection, subject.key) - {subject.pid}:
         raise RedemptionRefusedError("enrolment.key: it speaks for another record")
+    # (5)
+    state = before.speakers if before else None
+    if take(state, opened, now, desks) is state and not _stored(connection, opened):
+        raise RedemptionRefusedError("enrolment: older than the one the record has")
     return opened
 
 
@@ -245,29 +278,14 @@ def _stored(connection: sa.Connection, opened: Opened[Enrolment]) -> bool:
     return connection.execute(query).first() is not None
 
 
-def _store(connection: sa.Connection, opened: Opened[Enrolment], log_index: int) -> None:
-    subject = opened.subject
-    values = {
-        "site": subject.site,
-        "did": subject.key,
-        "custody": subject.custody,
-        "digest": opened.digest,
-        "log_index": log_index,
-    }
-    mine = enrolment.c.pid == subject.pid
-    if not connection.execute(enrolment.update().where(mine).values(values)).rowcount:
-        connection.execute(enrolment.insert().values({**values, "pid": subject.pid}))
-    connection.execute(
-        site_document.insert().values(
-            log_index=log_index, site=subject.site, pid=subject.pid, digest=opened.digest
-        )
-    )
+def _link(connection: sa.Connection, subject: Enrolment, waits_until: int) -> None:
     same = redemption.c.code_id == subject.code_id
     account = connection.execute(sa.select(redemption.c.account_id).where(same)).scalar()
     done = {"state": "enrolled", "reason": None, "pid": subject.pid}
     connection.execute(redemption.update().where(same).values(done))
-    # The hospital checked anew who she is: whoever redeemed an earlier code is not her any more.
-    members.unlink_pid(connection, subject.pid, keep=account)
+    # The hospital checked anew who she is: whoever redeemed an earlier code is not her any more,
+    # but can still say, while the new key waits, that the hospital was deceived.
+    members.unlink_pid(connection, subject.pid, keep=account, may_object_until=waits_until)
     if account is not None:
         members.link_pid(connection, account, subject.pid, subject.site)
 

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from consent import drafts, redeem
 from consent.decide import Decision, Request, Standing, State, decide
-from consent.events import Events, NotEnrolledError, OnRevoked
+from consent.events import Events, OnRevoked, enrolled_or_refused
 from consent.lease import Leases
+from consent.people import People, people_before
 from consent.policy import preset_of, summary
 from consent.store import (
     Enrolled,
@@ -23,6 +24,7 @@ from consent.store import (
     enrolled,
     enrolment,
     events_by_digest,
+    representation,
     snapshot,
     standing_of,
     standings,
@@ -30,10 +32,11 @@ from consent.store import (
 from coop import members
 from coop.canonical import Json
 from coop.db import Database
-from coop.documents.provision import Policy
+from coop.documents.provision import TIME_MAX, Policy
 from coop.errors import CoopError, InvalidInputError, NotFoundError
 from coop.journal.store import Journal
 from coop.keys import SigningKey
+from coop.passkeys import RelyingParty
 
 BATCH_MAX: Final = 1000
 POLICIES_KEPT: Final = 4096  # about 20 MB
@@ -50,6 +53,7 @@ class Registry:
         hub_key: Signs receipts, leases, and restrictions on a patient's behalf.
         now: UTC seconds.
         on_revoked: Told of withdrawn pids in the same unit of work (they stop earning).
+        passkeys: The portal whose passkeys sign here.
     """
 
     def __init__(
@@ -60,11 +64,15 @@ class Registry:
         now: Callable[[], int],
         *,
         on_revoked: OnRevoked | None = None,
+        passkeys: RelyingParty | None = None,
     ) -> None:
         self.database = database
         self.journal = journal
         self.now = now
-        self._events = Events(journal, hub_key, now, on_revoked)
+        self._events = Events(journal, hub_key, now, on_revoked, passkeys)
+        self.people = People(database, journal, hub_key, now, passkeys)
+        self._did = hub_key.did
+        self.passkeys = passkeys
         self._leases = Leases(database, journal, hub_key, now)
         self._parsed: dict[str, Policy] = {}
         """Policies by their text: patients choose one of few; emptied when they do not."""
@@ -77,7 +85,7 @@ class Registry:
         """Keep redemptions for their hospitals (`consent.redeem.redeem`)."""
         _check_batch(redemptions)
         with self.database.unit_of_work() as connection:
-            return redeem.redeem(connection, redemptions, account_id, self.now())
+            return redeem.redeem(connection, redemptions, account_id, (self.now(), self.passkeys))
 
     def pending_redemptions(self, site: str) -> list[dict[str, Json]]:
         """What this hospital has not answered yet."""
@@ -100,7 +108,8 @@ class Registry:
         _check_batch(refused)
         with self.database.unit_of_work() as connection:
             redeem.refuse(connection, site, refused)
-            return redeem.add_enrolments(connection, self.journal, site, documents)
+            context = (self._did, self.now())
+            return redeem.add_enrolments(connection, self.journal, site, documents, context)
 
     def enrolled(self, pid: str) -> Enrolled:
         """The key that speaks for a record.
@@ -109,13 +118,24 @@ class Registry:
             NotEnrolledError: There is none.
         """
         with self.database.reading() as connection:
-            return _enrolled(connection, pid)
+            return enrolled_or_refused(connection, pid)
 
     def pids_of_key(self, did: str) -> list[tuple[str, str]]:
-        """(pid, site) of the records this key speaks for."""
+        """(pid, site) of the records this key speaks for: its own first, then as a representative.
+
+        An owner keeps sight of a record that was closed; a representative speaks while she may.
+        """
         with self.database.reading() as connection:
             query = sa.select(enrolment.c.pid, enrolment.c.site).where(enrolment.c.did == did)
-            return [(row.pid, row.site) for row in connection.execute(query)]
+            own = [(row.pid, row.site) for row in connection.execute(query)]
+            named = sa.select(representation.c.pid).where(representation.c.did == did).distinct()
+            others = enrolled(connection, connection.execute(named).scalars().all())
+        now = self.now()
+        return own + [
+            (pid, key.site)
+            for pid, key in sorted(others.items())
+            if key.did != did and key.speakers.speaks(did, now)
+        ]
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -139,6 +159,17 @@ class Registry:
         # (4)
         return self._answers(outcome)
 
+    def accept(self, document: Mapping[str, Json]) -> dict[str, Any]:
+        """One consent event, as `submit` takes it.
+
+        Raises:
+            CoopError: It is refused.
+        """
+        opened = self._events.open(document)
+        with self.database.unit_of_work() as connection:
+            outcome = self._events.append(connection, [opened])
+        return self._only(outcome)
+
     def restrict(
         self, pid: str, event: Restriction, actor: Literal["session", "registrar"]
     ) -> dict[str, Any]:
@@ -151,7 +182,7 @@ class Registry:
             ConsentChainError: There is nothing to restrict.
         """
         with self.database.unit_of_work() as connection:
-            key = _enrolled(connection, pid, lock=True)
+            key = enrolled_or_refused(connection, pid, lock=True)
             standing = standings(connection, [pid]).get(pid)
             if standing is not None and standing.state in {_AFTER[event], State.REVOKED}:
                 outcome: list[str | CoopError] = [standing.head_digest]
@@ -163,7 +194,7 @@ class Registry:
     def draft(self, pid: str, choice: drafts.Choice) -> dict[str, Any]:
         """An unsigned event for the patient's browser to sign (`consent.drafts.draft`)."""
         with self.database.unit_of_work() as connection:
-            key = _enrolled(connection, pid)
+            key = enrolled_or_refused(connection, pid)
             standing = standings(connection, [pid]).get(pid)
             return drafts.draft(connection, key, standing, choice, self.now())
 
@@ -175,10 +206,7 @@ class Registry:
         """
         with self.database.unit_of_work() as connection:
             _, document = drafts.signed(connection, draft_id, did, signature, self.now())
-        opened = self._events.open(document)
-        with self.database.unit_of_work() as connection:
-            outcome = self._events.append(connection, [opened])
-        return self._only(outcome)
+        return self.accept(document)
 
     def pid_of_draft(self, draft_id: str) -> str:
         """Whose draft it is.
@@ -203,7 +231,7 @@ class Registry:
     def overview(self, pid: str) -> dict[str, Any]:
         """A chain in words and figures, for its owner."""
         with snapshot(self.database) as connection:
-            key = _enrolled(connection, pid)
+            key = enrolled_or_refused(connection, pid)
             standing = standings(connection, [pid]).get(pid)
             head = events_by_digest(connection, [standing.head_digest] if standing else [])
         policy = standing.policy if standing else None
@@ -219,6 +247,11 @@ class Registry:
             "at": row.at if row else None,
             "head_sha256": standing.head_digest if standing else None,
             "log_index": standing.log_index if standing else None,
+            "actor": row.actor if row else None,
+            "starts_at": standing.starts_at if standing else None,
+            "ends_at": standing.ends_at if standing and standing.ends_at < TIME_MAX else None,
+            "waits_until": waits if (waits := key.speakers.waits_until) > self.now() else None,
+            "closed": key.speakers.closed,
             "policy": policy.model_dump(mode="json", exclude_none=True) if policy else None,
             "preset": preset_of(policy) if policy else None,
             "summary": summary(policy),
@@ -229,10 +262,11 @@ class Registry:
 
         Returns:
             For each: {"sequence", "event", "actor", "at", "log_index", "digest", "proof"}; `proof`
-            is a file for `coop verify consent`: consent, enrolment and receipt, with their proofs.
+            is a file for `coop verify consent`: consent, enrolment, what else says who may speak,
+            and receipt, with their proofs.
         """
         with snapshot(self.database) as connection:
-            _enrolled(connection, pid)
+            enrolled_or_refused(connection, pid)
             sites = members.site_dids(connection)
             query = (
                 sa.select(consent_event)
@@ -252,6 +286,7 @@ class Registry:
                         "enrolment": self.journal.receipt(
                             connection, row.enrolment_digest, sites=sites
                         ),
+                        **self._people_before(connection, row, sites),
                         "receipt": self.journal.receipt(
                             connection, row.receipt_digest, sites=sites
                         ),
@@ -303,6 +338,15 @@ class Registry:
 
     # -- inside ------------------------------------------------------------------------------------
 
+    def _people_before(
+        self, connection: sa.Connection, row: sa.Row[tuple[object, ...]], sites: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """What else says who could speak when this event came; nothing for most."""
+        digests = people_before(connection, row.pid, row.log_index)
+        others = [one for one in digests if one != row.enrolment_digest]
+        bundles = [self.journal.receipt(connection, one, sites=sites) for one in others]
+        return {"people": bundles} if bundles else {}
+
     def _only(self, outcome: Sequence[str | CoopError]) -> dict[str, Any]:
         if isinstance(outcome[0], CoopError):
             raise outcome[0]
@@ -311,13 +355,6 @@ class Registry:
     def _answers(self, outcome: Sequence[str | CoopError]) -> list[dict[str, Any]]:
         with snapshot(self.database) as connection:
             return self._events.answers(connection, outcome)
-
-
-def _enrolled(connection: sa.Connection, pid: str, *, lock: bool = False) -> Enrolled:
-    found = enrolled(connection, [pid], lock=lock).get(pid)
-    if found is None:
-        raise NotEnrolledError("pid: no hospital has enrolled a key for this record")
-    return found
 
 
 def _check_batch(items: Sequence[object]) -> None:

@@ -9,8 +9,9 @@ from typing import Final
 import sqlalchemy as sa
 
 from consent.decide import Request, Standing, State, decide
-from consent.store import consent_event, enrolment
+from consent.store import consent_event, enrolment, representation
 from coop.documents.consent import Consent
+from coop.documents.provision import TIME_MAX
 from coop.journal.store import Journal
 
 _STATE: Final = {
@@ -27,8 +28,11 @@ def permitted_at(
 ) -> dict[str, list[str]]:
     """Pids by site whose consent permitted `request` in the first `log_size` entries of the log."""
     rows = connection.execute(
-        sa.select(consent_event, enrolment.c.site)
+        sa.select(
+            consent_event, enrolment.c.site, representation.c.ended_at, representation.c.ended_index
+        )
         .join(enrolment, enrolment.c.pid == consent_event.c.pid)
+        .outerjoin(representation, representation.c.digest == consent_event.c.under)
         .where(consent_event.c.log_index < log_size)
         .order_by(consent_event.c.pid, consent_event.c.sequence)
     ).all()
@@ -47,6 +51,9 @@ def permitted_at(
             head_digest=row.digest,
             sequence=row.sequence,
             log_index=row.log_index,
+            starts_at=row.starts_at,
+            ends_at=min(row.ends_at, row.ended_at if _over(row, log_size) else TIME_MAX),
+            under=row.under,
         )
         sites[row.pid] = row.site
     found: dict[str, list[str]] = {}
@@ -54,3 +61,8 @@ def permitted_at(
         if decide(standing, request).permits:
             found.setdefault(sites[pid], []).append(pid)
     return found
+
+
+def _over(row: sa.Row[tuple[object, ...]], log_size: int) -> bool:
+    """Whether the log of this size says that the representation behind the event has ended."""
+    return row.ended_index is not None and row.ended_index < log_size

@@ -12,13 +12,24 @@ from typing import Final
 import sqlalchemy as sa
 
 from consent.decide import Standing, State
+from consent.speakers import Speakers
 from coop.canonical import jcs, parse_object
 from coop.db import Database, metadata
-from coop.documents.provision import Policy
+from coop.documents.provision import TIME_MAX, Policy
 
 _CHUNK: Final = (
     500  # SQLite's default limit of bound values is far above, PostgreSQL's plans are not
 )
+
+
+def _counts_columns() -> list[sa.Column[object]]:
+    """From when until when what was given counts, and under which representation."""
+    return [
+        sa.Column("starts_at", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("ends_at", sa.BigInteger, nullable=False, server_default=str(TIME_MAX)),
+        sa.Column("under", sa.String(64)),
+    ]
+
 
 enrolment = sa.Table(
     "enrolment",
@@ -29,8 +40,23 @@ enrolment = sa.Table(
     sa.Column("custody", sa.String(16), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("log_index", sa.BigInteger, nullable=False),
+    sa.Column("speakers", sa.Text, nullable=False),
+    sa.Column("newest", sa.String(64)),
 )
-"""The newest key a hospital enrolled for each record; older ones stay in the log."""
+"""Who may speak for each record (`consent.speakers.Speakers`, folded): the key it has now, the
+newest enrolment, and what a lease vouches for beside the chain's head."""
+
+representation = sa.Table(
+    "representation",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("pid", sa.String(26), nullable=False),
+    sa.Column("site", sa.String(64), nullable=False),
+    sa.Column("did", sa.String(128), nullable=False, index=True),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("ended_index", sa.BigInteger),
+)
+"""Representations, to find them by the representative's key; what they say is in `speakers`."""
 
 redemption = sa.Table(
     "redemption",
@@ -47,6 +73,15 @@ redemption = sa.Table(
     sa.Index("ix_redemption_waiting", "site", "state", "at"),
 )
 
+former_key = sa.Table(
+    "former_key",
+    metadata,
+    sa.Column("did", sa.String(128), primary_key=True),
+    sa.Column("pid", sa.String(26), primary_key=True),
+    sa.Column("until", sa.BigInteger, nullable=False),
+)
+"""Keys that a recovery replaced: until then they may object to it."""
+
 consent_event = sa.Table(
     "consent_event",
     metadata,
@@ -59,6 +94,7 @@ consent_event = sa.Table(
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("receipt_digest", sa.String(64), nullable=False),
     sa.Column("enrolment_digest", sa.String(64), nullable=False),
+    *_counts_columns(),
 )
 
 consent_head = sa.Table(
@@ -72,6 +108,7 @@ consent_head = sa.Table(
     sa.Column("log_index", sa.BigInteger, nullable=False),
     sa.Column("widened_index", sa.BigInteger, nullable=False),
     sa.Column("policy", sa.Text),
+    *_counts_columns(),
     sa.Index("ix_consent_head_site", "site", "state"),
 )
 
@@ -93,20 +130,25 @@ site_document = sa.Table(
     sa.Column("site", sa.String(64), nullable=False),
     sa.Column("pid", sa.String(26), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("receipt_digest", sa.String(64)),
     sa.Index("ix_site_document_site", "site", "log_index"),
+    sa.Index("ix_site_document_pid", "pid", "log_index"),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolled:
-    """The key that speaks for a record."""
+    """Who speaks for a record."""
 
     pid: str
     site: str
     did: str
+    """The key it has now."""
     custody: str
     digest: str
+    """Of the newest enrolment."""
     log_index: int
+    speakers: Speakers
 
 
 @contextmanager
@@ -144,6 +186,7 @@ def enrolled(
                 custody=row.custody,
                 digest=row.digest,
                 log_index=row.log_index,
+                speakers=Speakers.of_text(row.speakers),
             )
     return found
 
@@ -179,6 +222,9 @@ def standing_of(
         sequence=row.sequence,
         log_index=row.log_index,
         widened_index=row.widened_index,
+        starts_at=row.starts_at,
+        ends_at=row.ends_at,
+        under=row.under,
     )
 
 
@@ -192,7 +238,7 @@ def save_standings(
     if new:
         connection.execute(consent_head.insert(), new)
     if old:
-        names = ("state", "sequence", "digest", "log_index", "widened_index", "policy")
+        names = tuple(name for name in old[0] if name not in {"pid", "site", "of_pid"})
         update = consent_head.update().where(consent_head.c.pid == sa.bindparam("of_pid"))
         values: dict[str, sa.BindParameter[object]] = {name: sa.bindparam(name) for name in names}
         connection.execute(
@@ -223,6 +269,9 @@ def _head_row(pid: str, site: str, standing: Standing) -> dict[str, object]:
         "log_index": standing.log_index,
         "widened_index": standing.widened_index,
         "policy": text,
+        "starts_at": standing.starts_at,
+        "ends_at": standing.ends_at,
+        "under": standing.under,
     }
 
 

@@ -7,7 +7,7 @@ folder it was made from.
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -74,13 +74,20 @@ def backup_folder(state: Path, target: Path, *, database: str = "coop.sqlite") -
     return {"folder": str(target), "files": len(files), "bytes": size}
 
 
-def restore_folder(source: Path, state: Path, *, needs: str = MANIFEST) -> dict[str, Json]:
+def restore_folder(
+    source: Path,
+    state: Path,
+    *,
+    needs: str = MANIFEST,
+    prepare: Callable[[Path], None] | None = None,
+) -> dict[str, Json]:
     """Make the new folder `state` from a backup, after checking every file of it.
 
     Args:
         source: What `backup_folder` made.
         state: The new folder.
         needs: The file by which a backup of the wanted kind is known.
+        prepare: What must be done to the restored files before anything can run on them.
 
     Raises:
         BackupError: A file is missing, unlisted or changed.
@@ -108,6 +115,8 @@ def restore_folder(source: Path, state: Path, *, needs: str = MANIFEST) -> dict[
         shutil.copy2(source / name, copy)
     for path in beside.rglob("*.sqlite"):
         _check_database(path)
+    if prepare is not None:
+        prepare(beside)
     _sync(beside)
     beside.rename(state)
     return {"folder": str(state), "files": len(found), "intact": True}

@@ -65,8 +65,10 @@ class Cost:
     """What the model cost one patient in privacy at most, each rounded up."""
 
     epsilon_micro: int
-    """Composed over every line of the study's plan but the cohort line."""
+    """Training, evaluation and reserve composed: every line of the study's plan."""
     training_epsilon_micro: int
+    cohort_epsilon_micro: int
+    together_epsilon_micro: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,8 @@ class Catalogue:
             commercial=study.commercial,
             epsilon_micro=cost.epsilon_micro,
             training_epsilon_micro=cost.training_epsilon_micro,
+            cohort_epsilon_micro=cost.cohort_epsilon_micro,
+            together_epsilon_micro=cost.together_epsilon_micro,
             delta_pico=order.subject.delta_pico,
             relation="add/remove one patient",
             accountant="exact Gaussian",

@@ -79,10 +79,12 @@ class Client:
             base_url=self.url, verify=verify, headers=headers, timeout=TIMEOUT_S, trust_env=False
         )
 
-    def get(self, path: str, **params: str | int | None) -> Any:  # noqa: ANN401  (JSON of the route)
+    def get(
+        self, path: str, *, headers: Mapping[str, str] | None = None, **params: str | int | None
+    ) -> Any:  # noqa: ANN401  (JSON of the route)
         """GET `path`; query parameters that are None are left out."""
         query = urlencode({name: value for name, value in params.items() if value is not None})
-        return self._send("GET", f"{path}?{query}" if query else path, None)
+        return self._send("GET", f"{path}?{query}" if query else path, None, headers)
 
     def get_text(self, path: str) -> str:
         """GET a text resource (`/checkpoint`)."""

@@ -6,8 +6,9 @@ under the secret. The secret itself never leaves her device, so the hub can chec
 redeems holds the key, and only the hospital can check that she held the code.
 
 Bytes (the browser's twin must make the same): `mac = b64u(HMAC-SHA256(secret, encode("coop/enrol/
-mac/v1", {"code_id", "did"})))`, `proof = b64u(Ed25519(encode("coop/enrol/v1", {"code_id", "did",
-"mac"})))`.
+mac/v1", {"code_id", "did"})))`, `proof = b64u(signature(encode("coop/enrol/v1", {"code_id", "did",
+"mac"})))`, by an Ed25519 key or a passkey. What she wishes for her key (`next_key_sha256`,
+`guardians` and `threshold`) stands beside these members and under both.
 """
 
 import base64
@@ -18,8 +19,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from coop.canonical import Json, b64u, encode, from_b64u
+from coop.documents.people import check_guardians
 from coop.errors import InvalidInputError, Kind
-from coop.keys import BadSignatureError, SigningKey, public_of, random_bytes, verify
+from coop.keys import BadSignatureError, SigningKey, random_bytes
+from coop.passkeys import RelyingParty, check_did, verify_by
 
 _MAC_TAG: Final = b"coop/enrol/mac/v1"
 _PROOF_TAG: Final = b"coop/enrol/v1"
@@ -30,6 +33,9 @@ _GROUP: Final = 5
 _CODE: Final = re.compile(r"([a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8})-([a-z2-7-]{26,40})")
 CODE_ID: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8}")
 CODE_DAYS_MAX: Final = 7
+_MEMBERS: Final = {"code_id", "did", "mac", "proof"}
+_WISHES: Final = {"next_key_sha256", "guardians", "threshold"}
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class BadCodeError(InvalidInputError):
@@ -64,20 +70,49 @@ def parse_code(text: str) -> tuple[str, bytes]:
     return found[1], secret
 
 
-def redemption(code_text: str, key: SigningKey) -> dict[str, Json]:
-    """What the holder of `code_text` sends so that `key` is enrolled for her record."""
+def redemption(
+    code_text: str, key: SigningKey, wishes: Mapping[str, Json] | None = None
+) -> dict[str, Json]:
+    """What the holder of `code_text` sends so that `key` is enrolled for her record.
+
+    Args:
+        code_text: From her hospital.
+        key: Hers.
+        wishes: `next_key_sha256`; `guardians` and `threshold`.
+    """
     code_id, secret = parse_code(code_text)
-    mac = b64u(_mac(secret, code_id, key.did))
-    return {
-        "code_id": code_id,
-        "did": key.did,
-        "mac": mac,
-        "proof": b64u(key.sign(_proof(code_id, key.did, mac))),
-    }
+    bound: dict[str, Json] = {"code_id": code_id, "did": key.did, **(wishes or {})}
+    bound["mac"] = b64u(_mac(secret, bound))
+    return {**bound, "proof": b64u(key.sign(encode(_PROOF_TAG, bound)))}
 
 
-def check_proof(redemption: Mapping[str, Json]) -> tuple[str, str]:
+def wishes_of(redemption: Mapping[str, Json]) -> dict[str, Json]:
+    """What a redemption says of the key that may follow and of who may recover it.
+
+    Raises:
+        BadCodeError: Not in their form.
+    """
+    wishes = {name: redemption[name] for name in _WISHES if name in redemption}
+    if not _HASH.fullmatch(str(wishes.get("next_key_sha256", "0" * 64))):
+        raise BadCodeError("next_key_sha256: must be 64 hex digits")
+    guardians, threshold = wishes.get("guardians"), wishes.get("threshold")
+    if not isinstance(guardians, list | None) or not isinstance(threshold, int | None):
+        raise BadCodeError("guardians: a list of dids, and a threshold")
+    try:
+        check_guardians([check_did(str(did)) for did in guardians or ()] or None, threshold)
+    except (ValueError, InvalidInputError) as error:
+        raise BadCodeError(f"redemption: {error}") from error
+    return wishes
+
+
+def check_proof(
+    redemption: Mapping[str, Json], passkeys: RelyingParty | None = None
+) -> tuple[str, str]:
     """The code id and did of a redemption whose sender holds that did's key (the hub's check).
+
+    Args:
+        redemption: As sent.
+        passkeys: The portal whose passkeys may redeem.
 
     Raises:
         BadCodeError: A member is missing or malformed.
@@ -86,38 +121,38 @@ def check_proof(redemption: Mapping[str, Json]) -> tuple[str, str]:
     code_id, did, mac, proof = (
         str(redemption.get(name, "")) for name in ("code_id", "did", "mac", "proof")
     )
-    if set(redemption) != {"code_id", "did", "mac", "proof"} or not CODE_ID.fullmatch(code_id):
+    if set(redemption) - _WISHES != _MEMBERS or not CODE_ID.fullmatch(code_id):
         raise BadCodeError("redemption: must have code_id, did, mac and proof")
     if len(from_b64u(mac)) != hashlib.sha256().digest_size:
         raise BadCodeError("mac: must be 32 bytes in base64url")
-    verify(public_of(did), _proof(code_id, did, mac), from_b64u(proof))
+    signed: dict[str, Json] = {"code_id": code_id, "did": did, "mac": mac, **wishes_of(redemption)}
+    verify_by(check_did(did), encode(_PROOF_TAG, signed), from_b64u(proof), passkeys)
     return code_id, did
 
 
-def check_mac(redemption: Mapping[str, Json], secret: bytes) -> str:
+def check_mac(
+    redemption: Mapping[str, Json], secret: bytes, passkeys: RelyingParty | None = None
+) -> str:
     """The did of a redemption made by whoever held the code's secret (the hospital's check).
 
-    Steps: (1) the sender holds the key; (2) the MAC is that of this code's secret over this key.
+    Steps: (1) the sender holds the key; (2) the MAC is that of this code's secret over this key and
+    what is wished for it.
 
     Raises:
         BadCodeError: (2) fails.
         BadSignatureError: (1) fails.
     """
     # (1)
-    code_id, did = check_proof(redemption)
+    code_id, did = check_proof(redemption, passkeys)
     # (2)
-    if not hmac.compare_digest(_mac(secret, code_id, did), from_b64u(str(redemption["mac"]))):
+    bound: dict[str, Json] = {"code_id": code_id, "did": did, **wishes_of(redemption)}
+    if not hmac.compare_digest(_mac(secret, bound), from_b64u(str(redemption["mac"]))):
         raise BadCodeError("mac: the sender did not hold this code")
     return did
 
 
-def _mac(secret: bytes, code_id: str, did: str) -> bytes:
-    message = encode(_MAC_TAG, {"code_id": code_id, "did": did})
-    return hmac.new(secret, message, hashlib.sha256).digest()
-
-
-def _proof(code_id: str, did: str, mac: str) -> bytes:
-    return encode(_PROOF_TAG, {"code_id": code_id, "did": did, "mac": mac})
+def _mac(secret: bytes, bound: Mapping[str, Json]) -> bytes:
+    return hmac.new(secret, encode(_MAC_TAG, dict(bound)), hashlib.sha256).digest()
 
 
 def _base32(data: bytes) -> str:
@@ -133,4 +168,5 @@ __all__ = [
     "new_code",
     "parse_code",
     "redemption",
+    "wishes_of",
 ]

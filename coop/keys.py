@@ -1,4 +1,6 @@
-"""Ed25519 identities: the only place where signatures are made and checked.
+"""Ed25519 identities: the only place where signatures are made, and where Ed25519 is checked.
+
+(What a passkey signed is checked in `coop.passkeys`.)
 
 Keys are named `did:key:z6Mk…`. Signed documents are VC-2.0-shaped JSON with a Data Integrity
 proof `eddsa-jcs-2022` (W3C Recommendation 2025-05-15, §3.3); the published vector reproduces byte
@@ -23,6 +25,9 @@ from coop.errors import ConflictError, InvalidInputError, Kind, NotFoundError
 
 _DID_PREFIX: Final = "did:key:z"
 _ED25519_MULTICODEC: Final = b"\xed\x01"  # https://github.com/multiformats/multicodec, ed25519-pub
+SUITE: Final = "eddsa-jcs-2022"
+PASSKEY_SUITE: Final = "ES256-webauthn"
+_PASSKEY_PREFIX: Final = "did:key:zDn"  # the multicodec of a compressed P-256 point
 _ALPHABET: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 SEED_BYTES: Final = 32
 _KEY_FILE: Final = re.compile(rb"[0-9a-f]{64}")
@@ -92,7 +97,7 @@ class SigningKey:
 
 def did_of(public: bytes) -> str:
     """The `did:key` of a 32-byte Ed25519 public key."""
-    return _DID_PREFIX + _base58(_ED25519_MULTICODEC + public)
+    return _DID_PREFIX + base58(_ED25519_MULTICODEC + public)
 
 
 def public_of(did: str) -> bytes:
@@ -101,7 +106,7 @@ def public_of(did: str) -> bytes:
     Raises:
         InvalidInputError: Not an Ed25519 did:key.
     """
-    data = _from_base58(did.removeprefix(_DID_PREFIX)) if did.startswith(_DID_PREFIX) else b""
+    data = from_base58(did.removeprefix(_DID_PREFIX)) if did.startswith(_DID_PREFIX) else b""
     if len(data) != len(_ED25519_MULTICODEC) + SEED_BYTES or data[:2] != _ED25519_MULTICODEC:
         raise InvalidInputError(f"did: {did[:80]!r} is not an Ed25519 did:key")
     return data[2:]
@@ -126,11 +131,16 @@ def to_sign(document: Mapping[str, Json], proof: Mapping[str, Json]) -> bytes:
     return sha256(jcs(options)) + sha256(jcs(bare))
 
 
+def is_passkey(did: str) -> bool:
+    """Whether this did is a P-256 key, as passkeys have them."""
+    return did.startswith(_PASSKEY_PREFIX)
+
+
 def proof_options(did: str, created: int, context: Json) -> dict[str, Json]:
-    """Proof options of an `eddsa-jcs-2022` signature by `did` at `created` (UTC seconds)."""
+    """Proof options of a signature by `did` at `created` (UTC seconds), of the did's own suite."""
     return {
         "type": "DataIntegrityProof",
-        "cryptosuite": "eddsa-jcs-2022",
+        "cryptosuite": PASSKEY_SUITE if is_passkey(did) else SUITE,
         "created": iso(created),
         "verificationMethod": f"{did}#{did.removeprefix('did:key:')}",
         "proofPurpose": "assertionMethod",
@@ -152,7 +162,7 @@ def sign_document(
         raise InvalidInputError("issuer: must be the did of the key that signs")
     proof = proof_options(key.did, created, document.get("@context"))
     signature = key.sign(to_sign(document, proof))
-    return {**document, "proof": {**proof, "proofValue": "z" + _base58(signature)}}
+    return {**document, "proof": {**proof, "proofValue": "z" + base58(signature)}}
 
 
 def verify_document(document: Mapping[str, Json]) -> str:
@@ -167,26 +177,35 @@ def verify_document(document: Mapping[str, Json]) -> str:
     Raises:
         BadSignatureError: Any of (1) to (3) fails.
     """
-    proof = document.get("proof")
-    # (1)
-    if not isinstance(proof, dict) or proof.get("cryptosuite") != "eddsa-jcs-2022":
-        raise BadSignatureError("proof: must be an eddsa-jcs-2022 Data Integrity proof")
-    if proof.get("type") != "DataIntegrityProof" or proof.get("proofPurpose") != "assertionMethod":
-        raise BadSignatureError("proof: must be a DataIntegrityProof for assertionMethod")
-    if proof.get("@context") != document.get("@context"):
-        raise BadSignatureError("proof: its @context differs from the document's")
-    # (2)
-    did = str(document.get("issuer"))
-    if proof.get("verificationMethod") != f"{did}#{did.removeprefix('did:key:')}":
-        raise BadSignatureError("proof: its verificationMethod is not the issuer's key")
+    # (1), (2)
+    did, proof = checked_proof(document, SUITE)
     # (3)
     verify(public_of(did), to_sign(document, proof), signature_of(str(proof.get("proofValue"))))
     return did
 
 
+def checked_proof(document: Mapping[str, Json], suite: str) -> tuple[str, dict[str, Json]]:
+    """The issuer and its proof of this suite, in all but the signature itself.
+
+    Raises:
+        BadSignatureError: It is not an assertion by the issuer over the document's own context.
+    """
+    proof = document.get("proof")
+    if not isinstance(proof, dict) or proof.get("cryptosuite") != suite:
+        raise BadSignatureError(f"proof: must be an {suite} Data Integrity proof")
+    if proof.get("type") != "DataIntegrityProof" or proof.get("proofPurpose") != "assertionMethod":
+        raise BadSignatureError("proof: must be a DataIntegrityProof for assertionMethod")
+    if proof.get("@context") != document.get("@context"):
+        raise BadSignatureError("proof: its @context differs from the document's")
+    did = str(document.get("issuer"))
+    if proof.get("verificationMethod") != f"{did}#{did.removeprefix('did:key:')}":
+        raise BadSignatureError("proof: its verificationMethod is not the issuer's key")
+    return did, proof
+
+
 def signature_of(proof_value: str) -> bytes:
     """The 64 signature bytes of a multibase `proofValue`."""
-    data = _from_base58(proof_value[1:]) if proof_value.startswith("z") else b""
+    data = from_base58(proof_value[1:]) if proof_value.startswith("z") else b""
     if len(data) != SIGNATURE_BYTES:
         raise BadSignatureError("proofValue: must be 'z' and the base58btc of 64 bytes")
     return data
@@ -194,7 +213,7 @@ def signature_of(proof_value: str) -> bytes:
 
 def proof_value_of(signature: bytes) -> str:
     """The multibase `proofValue` of 64 signature bytes."""
-    return "z" + _base58(signature)
+    return "z" + base58(signature)
 
 
 def iso(seconds: int) -> str:
@@ -207,7 +226,8 @@ def random_bytes(count: int) -> bytes:
     return secrets.token_bytes(count)
 
 
-def _base58(data: bytes) -> str:
+def base58(data: bytes) -> str:
+    """Base58btc."""
     number = int.from_bytes(data)
     text = ""
     while number:
@@ -216,7 +236,8 @@ def _base58(data: bytes) -> str:
     return "1" * (len(data) - len(data.lstrip(b"\0"))) + text
 
 
-def _from_base58(text: str) -> bytes:
+def from_base58(text: str) -> bytes:
+    """The inverse of `base58`, of a key or signature."""
     if len(text) > 128 or any(letter not in _ALPHABET for letter in text):  # noqa: PLR2004  (a key or signature is < 96)
         raise InvalidInputError("base58: not a key or signature")
     number = 0

@@ -70,6 +70,15 @@ account_pid_table = sa.Table(
     sa.Column("pid", sa.Text, primary_key=True),
     sa.Column("site", sa.Text, nullable=False),
 )
+account_former_pid_table = sa.Table(
+    "account_former_pid",
+    metadata,
+    sa.Column("account_id", sa.BigInteger, primary_key=True),
+    sa.Column("pid", sa.Text, primary_key=True),
+    sa.Column("site", sa.Text, nullable=False),
+    sa.Column("until", sa.BigInteger, nullable=False),
+)
+"""Accounts that a new enrolment parted from a record: until then they may object to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,12 +249,36 @@ def link_pid(connection: sa.Connection, account_id: int, pid: str, site: str) ->
     )
 
 
-def unlink_pid(connection: sa.Connection, pid: str, *, keep: int | None) -> None:
-    """Part `pid` from every account but `keep`."""
+def unlink_pid(
+    connection: sa.Connection, pid: str, *, keep: int | None, may_object_until: int
+) -> None:
+    """Part `pid` from every account but `keep`; those parted may object to it until then."""
     others = account_pid_table.c.pid == pid
     if keep is not None:
         others &= account_pid_table.c.account_id != keep
+    parted = connection.execute(sa.select(account_pid_table).where(others)).all()
+    for row in parted:
+        mine = (account_former_pid_table.c.account_id == row.account_id) & (
+            account_former_pid_table.c.pid == pid
+        )
+        connection.execute(account_former_pid_table.delete().where(mine))
+        connection.execute(
+            account_former_pid_table.insert().values(
+                account_id=row.account_id, pid=pid, site=row.site, until=may_object_until
+            )
+        )
     connection.execute(account_pid_table.delete().where(others))
+
+
+def former_pids_of(connection: sa.Connection, account_id: int, now: int) -> list[tuple[str, str]]:
+    """Pseudonyms that a new enrolment took from this account and to which it may still object."""
+    table = account_former_pid_table
+    query = (
+        sa.select(table.c.pid, table.c.site)
+        .where(table.c.account_id == account_id, table.c.until > now)
+        .order_by(table.c.pid)
+    )
+    return [(row.pid, row.site) for row in connection.execute(query)]
 
 
 def owns(connection: sa.Connection, caller: "Caller", pid: str, pid_did: str) -> None:

@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from coop.errors import CoopError, InvalidInputError, InvariantError, Kind, NotFoundError
+from coop.outcome import MEDIA_TYPE as FHIR_TYPE
+from coop.outcome import outcome
 
 MEDIA_TYPE: Final = "application/problem+json"
 _STATUS: Final[Mapping[Kind, int]] = {
@@ -91,19 +93,26 @@ def problem_of(error: CoopError) -> tuple[int, dict[str, object]]:
 
 
 def response_of(error: CoopError, path: str, *, status: int | None = None) -> JSONResponse:
-    """The whole response; paths of the Open Inference Protocol also carry its `error` text."""
+    """The whole response.
+
+    Paths of the Open Inference Protocol also carry its `error` text; paths of FHIR answer in an
+    OperationOutcome.
+    """
     known, problem = problem_of(error)
     if status is not None:
         problem["status"] = status
+    media_type = MEDIA_TYPE
     if path == "/v2" or path.startswith("/v2/"):
         problem["error"] = f"{error.code}: {problem['detail']}"
+    elif path == "/fhir" or path.startswith("/fhir/"):
+        problem, media_type = outcome(error, problem["detail"]), FHIR_TYPE
     headers = {}
     if error.kind is Kind.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
     if _RETRY_FACT in error.facts:
         headers["Retry-After"] = str(error.facts[_RETRY_FACT])
     return JSONResponse(
-        problem, status_code=status or known, headers=headers, media_type=MEDIA_TYPE
+        problem, status_code=status or known, headers=headers, media_type=media_type
     )
 
 

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         default=None, description="Staff token for the hospital node's loopback API."
     )
     demo: bool = Field(
-        default=False, description="Demo: simulated people, keys marked custody: demo."
+        default=False, description="Demo: people are made up, and the portal's pages say so."
     )
 
     def database(self) -> str:

@@ -25,7 +25,7 @@ LIFETIME_DELTA: Final = 1e-6
 
 _MU_MIN: Final = 1e-8
 _MU_MAX: Final = 1e3
-_EPSILON_MAX: Final = 1e6
+_EPSILON_MAX: Final = 1e6  # a line without any noise costs "infinitely" much; integers do not
 _PERCENT: Final = 100
 
 
@@ -177,3 +177,35 @@ def plan(budget: Budget, rounds: int) -> Plan:
         rho_reserve_nano=total - rounds * per_round - evaluation,
         delta=delta,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What one study version costs a patient at most: epsilon at the study's delta, rounded up."""
+
+    plan_micro: int
+    """Training, evaluation and reserve."""
+    cohort_micro: int
+    """The line of cohort questions by itself."""
+    together_micro: int
+    """Both composed: what a patient loses who takes part in all of it. Every cap holds this."""
+
+
+def price_of(budget: Budget, rounds: int) -> Price:
+    """What `budget` costs a patient, its plan and its line of cohort questions composed.
+
+    Raises:
+        ImpossiblePlanError: The budget cannot be split.
+    """
+    split = plan(budget, rounds)
+    return Price(
+        plan_micro=_micro(split.epsilon),
+        cohort_micro=_micro(epsilon_of_rho(budget.cohort_rho_nano, split.delta)),
+        together_micro=_micro(
+            epsilon_of_rho(split.rho_total_nano + budget.cohort_rho_nano, split.delta)
+        ),
+    )
+
+
+def _micro(epsilon: float) -> int:
+    return math.ceil(min(epsilon, _EPSILON_MAX) * MICRO)

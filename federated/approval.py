@@ -17,10 +17,12 @@ from coop.db import metadata
 from coop.documents.envelope import Opened, WrongDocumentError, issue, open_document
 from coop.documents.study import MICRO, Approval, Study
 from coop.errors import ConflictError, CoopError, InvalidInputError, Kind
+from federated import after_restore
 from federated.accounting import Plan, plan
-from federated.budget import Lines
+from federated.budget import Lines, debit
 from federated.fab import fab_hash
-from federated.site import Site, get_state, put_state
+from federated.mirror_store import mirror_note
+from federated.site import Site, enrolled, get_state, put_state
 from federated.study_limits import EPSILON_MAX_MICRO, price, refusals
 
 EPSILON_DEFAULT: Final = "1"
@@ -75,14 +77,7 @@ class Approved:
     @property
     def lines(self) -> Lines:
         """Where each budget line of the study ends."""
-        return Lines(
-            study_id=self.study.study_id,
-            version=self.study.version,
-            training_nano=self.plan.rounds * self.plan.rho_round_nano,
-            evaluation_nano=self.plan.rho_evaluation_nano,
-            reserve_nano=self.plan.rho_reserve_nano,
-            cohort_nano=self.study.budget.cohort_rho_nano,
-        )
+        return after_restore.lines_of(self.study)
 
     def check_in_force(self, now: int) -> None:
         """Return while both study and approval hold.
@@ -156,8 +151,10 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
     Raises:
         StudyAlteredError, StudyExpiredError, UnknownPurposeError, PriceTooHighError,
         WitnessChangedError: A step refused; nothing was signed.
+        RestoreUnsettledError: What was approved after the backup is not charged for yet.
     """
     cap_micro = _cap(epsilon_cap)
+    settle_restore(site, client, now=now)
     # (1)
     opened = _fetch(client, study_id, version)
     study = opened.subject
@@ -204,14 +201,33 @@ def revoke(site: Site, study_sha256: str, *, now: int) -> None:
 def distrust_budgets(site: Site, *, now: int) -> int:
     """After a restore: what was spent since the backup is unknown, so nothing approved stands.
 
-    Every approval ends, and a study of before cannot be approved again: only a new version, with
-    budget lines of its own. Returns how many approvals ended.
+    Everybody is charged for all that the approvals of then may have spent (`after_restore`). Every
+    approval ends, and a study of before cannot be approved again: only a new version, with budget
+    lines of its own, once `settle_restore` has asked the hub. Returns how many approvals ended.
     """
     with site.database.unit_of_work() as connection:
+        standing = approved.c.revoked_at.is_(None)
+        rows = connection.execute(sa.select(approved).where(standing)).all()
+        # One that had expired before the newest thing the backup knows has drawn nothing since.
+        known = min(_known_until(connection), now)
+        were = [_approved(row, None) for row in rows]
+        drawing = [a.study for a in were if min(a.study.expires, a.approval.expires) > known]
+        after_restore.distrust(connection, drawing, now=now)
         put_state(connection, _RESTORED_AT, str(now))
         return connection.execute(
-            sa.update(approved).where(approved.c.revoked_at.is_(None)).values(revoked_at=now)
+            sa.update(approved).where(standing).values(revoked_at=now)
         ).rowcount
+
+
+def settle_restore(site: Site, client: Client, *, now: int) -> int:
+    """Charge everybody for what was approved after the backup, if that was not done yet.
+
+    Raises:
+        RestoreUnsettledError: The hub cannot be asked; until then no approval counts here.
+    """
+    with site.database.reading() as connection:
+        known = set(connection.execute(sa.select(approved.c.digest)).scalars())
+    return after_restore.settle(site, client, known, now=now)
 
 
 def approved_study(connection: sa.Connection, site: Site, study_sha256: str) -> Approved:
@@ -219,7 +235,9 @@ def approved_study(connection: sa.Connection, site: Site, study_sha256: str) -> 
 
     Raises:
         NotApprovedError: There is none, or what is stored is not what this site signed.
+        RestoreUnsettledError: No approval counts yet after the restore.
     """
+    after_restore.refuse_if_unsettled(connection)
     row = connection.execute(
         sa.select(approved).where(approved.c.study_sha256 == study_sha256)
     ).one_or_none()
@@ -353,6 +371,13 @@ def _approved(row: sa.Row[tuple[object, ...]], did: str | None) -> Approved:
         plan=plan(study.subject.budget, study.subject.recipe.rounds),
         revoked_at=values["revoked_at"],
     )
+
+
+def _known_until(connection: sa.Connection) -> int:
+    """The newest instant this database knows of; a backup of it was made then or later."""
+    columns = (debit.c.at, approved.c.at, enrolled.c.at, mirror_note.c.cosigned_at)
+    newest = [connection.execute(sa.select(sa.func.max(column))).scalar() for column in columns]
+    return max((int(at) for at in newest if at is not None), default=0)
 
 
 def _cap(text: str) -> int:

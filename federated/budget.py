@@ -24,6 +24,7 @@ from federated.accounting import (
     epsilon_of_rho,
     lifetime_cap_nano,
     rdp_nano,
+    sigma_micro_for,
 )
 from federated.answers import State, Stored, answer, stored
 
@@ -31,6 +32,7 @@ LIFETIME_CAP_NANO: Final = lifetime_cap_nano()
 """RDP(4) a patient may spend in her life: 6.144 (ε = 10 at δ = 1e-6), in 10⁻⁹."""
 _CHUNK: Final = 500  # pids in one statement; SQLite allows 32,766 parameters, PostgreSQL 65,535
 _SALT_BYTES: Final = 32
+EVERYBODY: Final = "everybody"
 
 
 class Line(StrEnum):
@@ -67,7 +69,8 @@ debit = sa.Table(
     sa.CheckConstraint("rho_nano > 0", name="costs_something"),
     sa.Index("ix_debit_study", "study_id", "version"),
 )
-"""One noise draw, append-only. `phase` is train, evaluate or cohort; `line` is who pays for it."""
+"""One noise draw, append-only. `phase` is train, evaluate or cohort; `line` is who pays for it.
+Both are `everybody` where no draw is known and every patient pays (`charge_everybody`)."""
 
 debit_pid = sa.Table(
     "debit_pid",
@@ -256,6 +259,39 @@ def grant(
     return granted
 
 
+def charge_everybody(connection: sa.Connection, lines: Lines, *, now: int) -> int:
+    """Count every line of one study version as spent to its end, by whoever has a record here.
+
+    Also by whoever gets one later: a record imported after the backup comes back as a new one. What
+    is known of the version already, draws and earlier charges, is taken off, so repeating it
+    charges nothing. Returns the charge, rho in 10⁻⁹. The caller holds `lock`.
+    """
+    of_study = (debit.c.study_id == lines.study_id) & (debit.c.version == lines.version)
+    known = connection.execute(sa.select(sa.func.sum(debit.c.rho_nano)).where(of_study)).scalar()
+    rest = sum(lines.end_of(line) for line in Line) - int(known or 0)
+    if rest <= 0:
+        return 0
+    connection.execute(
+        sa.insert(debit).values(
+            study_id=lines.study_id,
+            version=lines.version,
+            line=EVERYBODY,
+            phase=EVERYBODY,
+            attempt=1,
+            rho_nano=rest,
+            sigma_micro=sigma_micro_for(rest),
+            at=now,
+        )
+    )
+    return rest
+
+
+def everybodys_charge(connection: sa.Connection) -> int:
+    """What every patient was charged without a known draw, rho in 10⁻⁹."""
+    query = sa.select(sa.func.sum(debit.c.rho_nano)).where(debit.c.phase == EVERYBODY)
+    return int(connection.execute(query).scalar() or 0)
+
+
 def cohort_of(connection: sa.Connection, sequence: int) -> dict[str, str]:
     """The salts by pid of one debit, in pid order."""
     rows = connection.execute(
@@ -306,8 +342,8 @@ def _paying_line(connection: sa.Connection, draw: Draw, lines: Lines) -> Line:
 
 
 def _spent(connection: sa.Connection, pids: set[str]) -> Mapping[str, int]:
-    """Spent rho in 10⁻⁹ by pid, over every study."""
-    spent: dict[str, int] = {}
+    """Spent rho in 10⁻⁹ by pid, over every study and everybody's charges."""
+    spent = dict.fromkeys(pids, everybodys_charge(connection))
     ordered = sorted(pids)
     for start in range(0, len(ordered), _CHUNK):
         rows = connection.execute(
@@ -316,7 +352,8 @@ def _spent(connection: sa.Connection, pids: set[str]) -> Mapping[str, int]:
             .where(debit_pid.c.pid.in_(ordered[start : start + _CHUNK]))
             .group_by(debit_pid.c.pid)
         )
-        spent |= {row.pid: int(row.rho) for row in rows}
+        for row in rows:
+            spent[row.pid] += int(row.rho)
     return spent
 
 

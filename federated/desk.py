@@ -5,22 +5,23 @@ own device and never to the hub or the portal's server: the device proves knowle
 HMAC over the public key it made, and only this node can check that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import sqlalchemy as sa
 
-from coop.canonical import document_digest, jcs, parse_object
+from coop.canonical import Json, document_digest, jcs, parse_object
 from coop.documents.consent import Enrolment
 from coop.documents.envelope import issue
-from coop.enrolment import check_mac, new_code
+from coop.enrolment import check_mac, new_code, wishes_of
 from coop.errors import ConflictError, CoopError, InvalidInputError, Kind, NotFoundError
 from federated.site import Site, code, enrolled, patient
 
 CODE_SECONDS: Final = 7 * 24 * 3600  # DESIGN §6: a code lives at most seven days
 BATCH_MAX: Final = 1000
-Method = Literal["desk", "post", "custodial", "demo"]
+Method = Literal["desk", "post", "demo"]
+"""How a code reaches the patient; for whoever can hold no key see `federated.custody`."""
 _CUSTODY: Final = {"desk": "self", "post": "self", "custodial": "custodial", "demo": "demo"}
 
 
@@ -69,24 +70,43 @@ def enrol(site: Site, record_keys: Sequence[str], *, method: Method, now: int) -
         for record_key in record_keys:
             if record_key not in known:
                 raise UnknownRecordError(f"record: this hospital holds no patient {record_key!r}")
-            pid = known[record_key]
-            connection.execute(sa.delete(code).where(code.c.pid == pid, code.c.used_at.is_(None)))
-            code_id, secret, text = new_code(site.name)
-            connection.execute(
-                sa.insert(code).values(
-                    code_id=code_id,
-                    pid=pid,
-                    secret=secret,
-                    method=method,
-                    expires=now + CODE_SECONDS,
-                    used_at=None,
-                )
-            )
-            codes[record_key] = text
+            codes[record_key] = fresh_code(connection, site, known[record_key], method, now)
     return codes
 
 
-def answer(site: Site, redemptions: Sequence[dict[str, str]], *, now: int) -> Answer:
+def fresh_code(
+    connection: sa.Connection, site: Site, pid: str, method: Method | Literal["custodial"], now: int
+) -> str:
+    """A new code for a record; an unused older one ends with it."""
+    connection.execute(sa.delete(code).where(code.c.pid == pid, code.c.used_at.is_(None)))
+    code_id, secret, text = new_code(site.name)
+    connection.execute(
+        sa.insert(code).values(
+            code_id=code_id,
+            pid=pid,
+            secret=secret,
+            method=method,
+            expires=now + CODE_SECONDS,
+            used_at=None,
+        )
+    )
+    return text
+
+
+def pid_of_record(connection: sa.Connection, record_key: str) -> str:
+    """The pid of a record number.
+
+    Raises:
+        UnknownRecordError: This hospital holds no such patient.
+    """
+    query = sa.select(patient.c.pid).where(patient.c.record_key == record_key)
+    pid = connection.execute(query).scalar()
+    if pid is None:
+        raise UnknownRecordError(f"record: this hospital holds no patient {record_key!r}")
+    return str(pid)
+
+
+def answer(site: Site, redemptions: Sequence[Mapping[str, Json]], *, now: int) -> Answer:
     """Sign an enrolment for every redemption whose HMAC proves knowledge of the code's secret.
 
     One bad redemption is refused by its code and never stops the rest. Repeating a redemption that
@@ -105,25 +125,28 @@ def answer(site: Site, redemptions: Sequence[dict[str, str]], *, now: int) -> An
 
 
 def _answer_one(
-    connection: sa.Connection, site: Site, redemption: dict[str, str], now: int
+    connection: sa.Connection, site: Site, redemption: Mapping[str, Json], now: int
 ) -> dict[str, object]:
     code_id, did = str(redemption["code_id"]), str(redemption["did"])
     row = connection.execute(sa.select(code).where(code.c.code_id == code_id)).one_or_none()
     if row is None:
         raise CodeRefusedError("code: unknown")
-    check_mac(redemption, row.secret)
+    check_mac(redemption, row.secret, site.trust.passkeys)
     if row.used_at is not None:
         return _repeat(connection, row.pid, code_id, did)
     if row.expires <= now:
         raise CodeRefusedError("code: older than seven days; ask the desk for a new one")
     document = issue(
-        Enrolment(
-            site=site.name,
-            pid=row.pid,
-            key=did,
-            method=row.method,
-            custody=_CUSTODY[row.method],  # type: ignore[arg-type]  # the table holds only literals
-            code_id=code_id,
+        Enrolment.model_validate(
+            {
+                "site": site.name,
+                "pid": row.pid,
+                "key": did,
+                "method": row.method,
+                "custody": _CUSTODY[row.method],
+                "code_id": code_id,
+                **wishes_of(redemption),
+            }
         ),
         site.key,
         now,

@@ -13,7 +13,9 @@ import httpx
 import sqlalchemy as sa
 
 from coop.errors import CoopError
+from federated import after_restore
 from federated.accounting import sigma_for
+from federated.quarantine import RUNBOOK, acts, refusals
 from federated.site import Site
 
 _DISK_MIN_BYTES: Final = 2 * 2**30  # a year of answers of a busy node is under 1 GiB
@@ -25,14 +27,18 @@ _PACKAGES: Final = ("torch", "opacus", "opendp", "flwr")
 
 
 def checks(site: Site) -> dict[str, Any]:
-    """Every check with `ok`, what was found, and the fix where it is not."""
+    """Every check with `ok`, what was found, and the fix where it is not; and what is set aside."""
     found: dict[str, dict[str, Any]] = {}
     for name, check in _CHECKS.items():
         try:
             found[name] = check(site)
         except (CoopError, OSError, httpx.HTTPError, sa.exc.SQLAlchemyError) as error:
             found[name] = {"ok": False, "found": type(error).__name__, "fix": str(error)[:200]}
-    return {"ok": all(entry["ok"] for entry in found.values()), "checks": found}
+    return {
+        "ok": all(entry["ok"] for entry in found.values()),
+        "checks": found,
+        "set_aside": acts(site),
+    }
 
 
 def _secrets(site: Site) -> dict[str, Any]:
@@ -119,12 +125,40 @@ def _healthz(site: Site) -> httpx.Response:
     return httpx.get(f"{site.hub_url}/healthz", verify=context, timeout=10, trust_env=False)
 
 
+def _restore(site: Site) -> dict[str, Any]:
+    said = after_restore.facts(site)
+    if said["settled"]:
+        return {"ok": True, "found": f"every patient was charged {said['charged_rho']} rho"}
+    return {
+        "ok": False,
+        "found": "restored; the cooperative was not asked yet what was approved after the backup",
+        "fix": f"reach the hub, then `coop hospital approve STUDY`; see {after_restore.RUNBOOK}",
+    }
+
+
+def _documents(site: Site) -> dict[str, Any]:
+    refused = refusals(site)
+    if not refused:
+        return {"ok": True, "found": "every one sent so far verified or was set aside"}
+    first = refused[0]["log_index"]
+    return {
+        "ok": False,
+        "found": "; ".join(
+            f"entry {row['log_index']}, document {row['digest']}: {row['code']}" for row in refused
+        ),
+        "fix": f"no lease until this is solved; the evidence is kept. Read {RUNBOOK}, then "
+        f'`coop hospital quarantine {first} --reason "…"`',
+    }
+
+
 _CHECKS: Final[dict[str, Callable[[Site], dict[str, Any]]]] = {
     "secret files": _secrets,
     "state folder": _folder,
     "disk": _disk,
     "database": _database,
     "pinned trust": _trust,
+    "consent documents": _documents,
+    "restores": _restore,
     "hub over TLS": _hub,
     "clock": _clock,
     "proxy": _proxy,

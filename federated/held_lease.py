@@ -93,6 +93,8 @@ class _Item(BaseModel):
 
     index: int = Field(ge=0)
     salt: str = Field(pattern=r"^[0-9a-f]{64}$")
+    digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    pid: str = Field(default="", max_length=26)
     document: dict[str, Any]
 
 
@@ -153,7 +155,13 @@ def ask(
         page = [from_b64u(text) for text in answer.entries][: size - asked_from]
         leaves += page
         envelopes += [
-            Envelope(index=item.index, salt=item.salt, document=item.document)
+            Envelope(
+                index=item.index,
+                salt=item.salt,
+                document=item.document,
+                named=item.digest,
+                named_pid=item.pid,
+            )
             for item in answer.documents
         ]
         moved = bool(page) or answer.documents_to > upto

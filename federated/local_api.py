@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coop import problems
 from coop.errors import CoopError, Kind, UnavailableError
-from federated import approval, coverage, desk
+from federated import approval, coverage, custody, desk
 from federated.budget import debit, site_spend
 from federated.doctor import checks
 from federated.node import Node, clock, staff_token
@@ -180,7 +180,12 @@ def _decision_routes(app: FastAPI, node: Node) -> None:
 
     @app.post("/local/v1/enrolments")
     def enrol(body: EnrolBody) -> dict[str, Any]:
-        return {"codes": desk.enrol(site, body.records, method=body.method, now=clock())}
+        if body.method != "custodial":
+            return {"codes": desk.enrol(site, body.records, method=body.method, now=clock())}
+        held = {
+            record: custody.enrol(site, node.client, record, now=clock()) for record in body.records
+        }
+        return {"codes": {}, "held": held}
 
     @app.post("/local/v1/stop")
     def stop() -> dict[str, Any]:

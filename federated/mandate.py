@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from consent.purposes import USES, closure
+from consent.duo import Reading, asserted
+from consent.purposes import USES
 from coop.canonical import Json, jcs, sha256
 from coop.documents.envelope import Opened, open_document
 from coop.documents.study import Study
@@ -146,7 +147,8 @@ def verify(  # noqa: PLR0913  (the chain's documents and the two keys that judge
     study = approved.study
     # (a)
     approved.check_in_force(now)
-    if not closure(study.purpose, study.disease):
+    read = asserted(study.purpose, study.disease, tuple(study.further_purposes))
+    if read.reading is not Reading.CLEAR:
         raise PurposeNotUnderstoodError("purpose: not understood here, so nothing is permitted")
     # (b)
     _check_names(order.subject, approved, did)

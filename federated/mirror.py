@@ -7,11 +7,13 @@ a lease only says *until when* and *under which log* that reading holds.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from threading import RLock
 from typing import Any, Final, NoReturn
 
-from consent.chain import cosigners_needed, heads_digest
+from consent.chain import cosigners_needed
 from consent.decide import Standing, State
+from consent.speakers import Speakers
 from coop.canonical import from_b64u
 from coop.client import Client
 from coop.errors import CoopError
@@ -32,6 +34,7 @@ from federated.held_lease import (
     ask,
     boottime,
 )
+from federated.quarantine import Aside, asides, keep_refused, settle
 from federated.site import Site
 
 __all__ = [
@@ -75,6 +78,7 @@ class Mirror:
         self._fold: Fold | None = None
         self._heads = ""
         self._documents_to = mirror_store.documents_to(site)
+        self._asides = asides(site)
 
     def size(self) -> int:
         """How many entries of the log were verified here."""
@@ -85,6 +89,20 @@ class Mirror:
         """How every chain stands by the newest verified envelopes; says nothing of freshness."""
         with self._lock:
             return dict(self._folded(self._site.trust).standings)
+
+    def speakers(self) -> dict[str, Speakers]:
+        """Who may speak for each record, by the newest verified envelopes.
+
+        Nobody does for whom this hospital has enrolled a newer key than the hub has shown it.
+        """
+        newest = mirror_store.newest_enrolments(self._site)
+        with self._lock:
+            fold = self._folded(self._site.trust)
+            return {
+                pid: speakers
+                for pid, speakers in fold.speakers.items()
+                if not _is_behind(speakers, newest.get(pid))
+            }
 
     def sync(self) -> int:
         """Fetch and verify what is new; returns the verified log size."""
@@ -100,7 +118,8 @@ class Mirror:
           (3) the log only grew, and its newest checkpoint is signed by the pinned log key over the
               very tree mirrored here;
           (4) every new envelope of this site's patients stands in that log and verifies;
-          (5) the chain heads are the ones the lease vouches for;
+          (5) the chain heads are the ones the lease vouches for (of a patient of whom staff set a
+              document aside, and who is denied for it: that document or the one before it);
           (6) a grant is usable only below a checkpoint that enough other pinned sites cosigned.
 
         Args:
@@ -192,14 +211,15 @@ class Mirror:
             # (4)
             fold, fresh = self._tried(trust, asked.envelopes, whole=documents_from == 0)
             # (5)
-            heads = heads_digest(fold.heads()) if fresh or not self._heads else self._heads
-            if heads != subject.heads_sha256:
+            heads = subject.heads_sha256
+            if (fresh or heads != self._heads) and not fold.vouched(heads):
                 raise HeadsMismatchError(
                     "lease: the hub vouches for other consents than it sent; see the evidence"
                 )
             # (6)
             cosigned = self._cosigned_size(trust, subject.checkpoint, witnesses)
             mirror_store.keep_lease(self._site, asked.lease, asked.latest, asked.leaves, fresh)
+            settle(self._site, self._now())
         except CoopError:
             if asked.leaves:
                 self._tree = mirror_store.stored_tree(self._site)
@@ -246,6 +266,10 @@ class Mirror:
             self._tree = mirror_store.stored_tree(self._site)
             self._fold, self._heads = None, ""
             self._documents_to = mirror_store.documents_to(self._site)
+        aside = asides(self._site)
+        if aside.keys() != self._asides.keys():  # staff set a document aside meanwhile
+            self._asides = aside
+            self._fold, self._heads = None, ""
 
     def _convict(self, theirs: str) -> NoReturn:
         mirror_store.keep_evidence(self._site, theirs, WitnessForkError.code, self._now())
@@ -254,49 +278,79 @@ class Mirror:
         )
 
     def _empty_fold(self, trust: Trust) -> Fold:
-        return Fold(site=self._site.name, site_did=self._site.key.did, hub_did=trust.hub)
+        return Fold(
+            site=self._site.name,
+            site_did=self._site.key.did,
+            hub_did=trust.hub,
+            passkeys=trust.passkeys,
+        )
 
     def _folded(self, trust: Trust) -> Fold:
         """The fold of everything stored, verified again when this process first needs it."""
         if self._fold is None:
             fold = self._empty_fold(trust)
+            known: dict[int, Envelope | Aside] = {
+                index: aside for index, aside in self._asides.items() if index < self._documents_to
+            }
             for envelope in mirror_store.stored_envelopes(self._site):
-                fold.take(envelope)
+                known.setdefault(envelope.index, envelope)
+            for index in sorted(known):
+                _take(fold, known[index])
             self._fold = fold
         return self._fold
 
     def _tried(
         self, trust: Trust, sent: Iterable[Envelope], *, whole: bool
     ) -> tuple[Fold, list[Envelope]]:
-        """The fold with the envelopes that are new, and those; `whole` reads all once more."""
+        """The fold with the envelopes that are new, and those; `whole` reads all once more.
+
+        What staff set aside counts as such, whether or not the hub still sends it.
+        """
+        todo: dict[int, Envelope | Aside]
         if whole:
             known = {e.index: e for e in mirror_store.stored_envelopes(self._site)}
             fresh = {e.index: e for e in sent if e.index not in known}
-            fold, todo = self._empty_fold(trust), {**known, **fresh}
+            fold, todo = self._empty_fold(trust), {**known, **fresh, **self._asides}
         else:
             fold = self._folded(trust)
             fresh = {e.index: e for e in sent if e.index > fold.last}
-            if not fresh:
+            todo = {**fresh, **{i: a for i, a in self._asides.items() if i > fold.last}}
+            if not todo:
                 return fold, []
-            fold, todo = fold.copy(), fresh
-        for envelope in fresh.values():
-            if envelope.index >= self._tree.size:
-                raise UnloggedDocumentError(f"entry {envelope.index}: beyond the log")
-            envelope.check_logged(self._tree.hashes(0, envelope.index, envelope.index + 1))
+            fold = fold.copy()
+        now = self._now()
+        fresh = {i: replace(e, seen_at=now) for i, e in fresh.items() if i not in self._asides}
+        todo |= fresh
         for index in sorted(todo):
-            fold.take(todo[index])
+            if index >= self._tree.size:
+                raise UnloggedDocumentError(f"entry {index}: beyond the log")
+            try:
+                if index in fresh or index in self._asides:
+                    todo[index].check_logged(self._leaf(index))
+                _take(fold, todo[index])
+            except CoopError as error:
+                if index in fresh:
+                    given, at = fresh[index], self._now()
+                    keep_refused(self._site, given, self._leaf(index), error.code, at)
+                raise
         return fold, [fresh[index] for index in sorted(fresh)]
+
+    def _leaf(self, index: int) -> bytes:
+        return self._tree.hashes(0, index, index + 1)
 
     def _usable(self, fold: Fold, cosigned: int) -> frozenset[str]:
         """Pids whose chain is active by an event that the witnesses saw, under today's key."""
-        newest = mirror_store.newest_keys(self._site)
+        newest = mirror_store.newest_enrolments(self._site)
+        ended = mirror_store.ended_representations(self._site)
         return frozenset(
             pid
             for pid, standing in fold.standings.items()
             if standing.state is State.ACTIVE
             and 0 <= standing.widened_index < cosigned
-            # A hub that withholds a key change would let a lost key go on speaking.
-            and fold.keys[pid] in newest.get(pid, {fold.keys[pid]})
+            # A hub that withholds a key change would let a lost key go on speaking, or a
+            # representative whom this hospital has dismissed.
+            and not _is_behind(fold.speakers[pid], newest.get(pid))
+            and standing.under not in ended
         )
 
     def _cosigned_size(self, trust: Trust, text: str, witnesses: Mapping[str, str] | None) -> int:
@@ -318,6 +372,21 @@ class Mirror:
         if self._tree.root(seen.size) != seen.root:
             self._convict(text)
         return seen.size
+
+
+def _take(fold: Fold, item: Envelope | Aside) -> None:
+    if isinstance(item, Envelope):
+        fold.take(item)
+    else:
+        said = item.said
+        fold.set_aside(item.index, said.document_kind, said.document_sha256, said.pid)
+
+
+def _is_behind(speakers: Speakers, newest: tuple[int, set[str]] | None) -> bool:
+    """Whether this hospital has enrolled a newer key than the hub has shown it."""
+    if newest is None or speakers.enrolled_at > newest[0]:  # restored from a backup
+        return False
+    return speakers.enrolled_at < newest[0] or newest[1].isdisjoint(speakers.enrolments)
 
 
 def _leaves(answer: object) -> list[bytes]:

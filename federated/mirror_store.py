@@ -12,7 +12,7 @@ from coop.documents.training import Lease
 from coop.errors import ConflictError
 from coop.journal.merkle import Tree, leaf_hash
 from federated.envelopes import Envelope
-from federated.site import Site, enrolled, get_state, put_state
+from federated.site import Site, desk_document, enrolled, get_state, put_state
 
 _DOCUMENTS_TO: Final = "mirror_documents_to"
 
@@ -27,10 +27,11 @@ mirror_document = sa.Table(
     metadata,
     sa.Column("log_index", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("pid", sa.String(26), nullable=False, index=True),
-    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("document", sa.Text, nullable=False),
     sa.Column("salt", sa.String(64), nullable=False),
+    sa.Column("seen_at", sa.BigInteger, nullable=False),
 )
 mirror_note = sa.Table(
     "mirror_note",
@@ -80,7 +81,12 @@ def stored_envelopes(site: Site) -> list[Envelope]:
     with site.database.reading() as connection:
         query = sa.select(mirror_document).order_by(mirror_document.c.log_index)
         return [
-            Envelope(index=row.log_index, salt=row.salt, document=parse_object(row.document))
+            Envelope(
+                index=row.log_index,
+                salt=row.salt,
+                document=parse_object(row.document),
+                seen_at=row.seen_at,
+            )
             for row in connection.execute(query)
         ]
 
@@ -126,15 +132,25 @@ def keep_lease(
         )
 
 
-def newest_keys(site: Site) -> dict[str, set[str]]:
-    """The key this hospital enrolled last for each pid; several only within one second."""
+def newest_enrolments(site: Site) -> dict[str, tuple[int, set[str]]]:
+    """When this hospital signed its last enrolment for each pid, and its digest.
+
+    Several only within one second.
+    """
     newest: dict[str, tuple[int, set[str]]] = {}
     with site.database.reading() as connection:
-        query = sa.select(enrolled.c.pid, enrolled.c.did, enrolled.c.at).order_by(enrolled.c.at)
+        query = sa.select(enrolled.c.pid, enrolled.c.digest, enrolled.c.at).order_by(enrolled.c.at)
         for row in connection.execute(query):
-            at, dids = newest.get(row.pid, (row.at, set()))
-            newest[row.pid] = (row.at, {row.did} | (dids if at == row.at else set()))
-    return {pid: dids for pid, (_, dids) in newest.items()}
+            at, digests = newest.get(row.pid, (row.at, set()))
+            newest[row.pid] = (row.at, {row.digest} | (digests if at == row.at else set()))
+    return newest
+
+
+def ended_representations(site: Site) -> set[str]:
+    """Representations that this hospital ended, whether or not the hub has logged it."""
+    with site.database.reading() as connection:
+        query = sa.select(desk_document.c.ends).where(desk_document.c.ends.is_not(None))
+        return set(connection.execute(query).scalars())
 
 
 def must_cosign(site: Site, size: int) -> bool:
@@ -197,4 +213,5 @@ def _document_row(envelope: Envelope) -> dict[str, object]:
         "digest": envelope.digest,
         "document": jcs(envelope.document).decode(),
         "salt": envelope.salt,
+        "seen_at": envelope.seen_at,
     }

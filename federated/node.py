@@ -30,7 +30,7 @@ from coop.documents.training import Passport
 from coop.errors import CoopError, Kind, NotFoundError
 from coop.features import columns
 from coop.logs import logger
-from federated import desk, supernode
+from federated import desk, representation, supernode
 from federated.approval import approved_study
 from federated.cohort import answer_cohort
 from federated.mirror import Mirror
@@ -162,6 +162,7 @@ class Node:
         self.stop.wait(_WITNESS_PAUSE_S)
 
     def _desk(self) -> None:
+        representation.send(self.site, self.client, now=clock())
         path = f"/v1/sites/{self.site.name}/enrolments"
         waiting = self.client.get(path, wait=_POLL_S)["redemptions"]
         if waiting:
@@ -191,7 +192,8 @@ class Node:
         if job["kind"] == "uses":
             self.mirror.sync()  # a withdrawal of a moment ago belongs on the list she asked for
             request = payload.get("request")
-            pid = asked_for(self.site, request if isinstance(request, dict) else {}, clock())
+            asked = request if isinstance(request, dict) else {}
+            pid = asked_for(self.site, self.mirror.speakers(), asked, clock())
             return statement(self.site, pid, clock())
         if job["kind"] == "cohort":
             self.refuse_if_paused()

@@ -3,13 +3,12 @@
 No count leaves through here: callers get a set and never say how large it is.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Literal
 
 from consent.decide import Effect, Request, decide
-from coop.documents.study import MICRO, Study
-from federated.accounting import epsilon_of_rho, plan
+from coop.documents.study import Study
+from federated.accounting import price_of
 from federated.mirror import HeldLease
 
 Action = Literal["train-federated", "evaluate", "infer-aggregate"]
@@ -26,6 +25,7 @@ def consent_request(study: Study, action: Action, at: int) -> Request:
         commercial=study.commercial,
         at=at,
         disease=study.disease,
+        further=tuple(study.further_purposes),
         epsilon_micro=_price(study, action),
     )
 
@@ -54,6 +54,4 @@ def _price(study: Study, action: Action) -> int:
     """
     if action != "infer-aggregate":
         return study.budget.epsilon_micro
-    split = plan(study.budget, study.recipe.rounds)
-    whole = split.rho_total_nano + study.budget.cohort_rho_nano
-    return math.ceil(epsilon_of_rho(whole, split.delta) * MICRO)
+    return price_of(study.budget, study.recipe.rounds).together_micro

@@ -72,11 +72,36 @@ enrolled = sa.Table(
     metadata,
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("pid", sa.ForeignKey("patient.pid"), nullable=False, index=True),
-    sa.Column("did", sa.String(80), nullable=False),
+    sa.Column("did", sa.String(128), nullable=False),
     sa.Column("document", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
 )
 """Enrolments this hospital signed: the only keys whose consents it counts."""
+
+desk_document = sa.Table(
+    "desk_document",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("pid", sa.ForeignKey("patient.pid"), nullable=False, index=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("ends", sa.String(64)),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("sent_at", sa.BigInteger),
+    sa.Column("refused", sa.String(64)),
+)
+"""What this hospital signed about representatives; `ends` names the representation that a document
+ends, `refused` why the hub did not take it."""
+
+custodial_key = sa.Table(
+    "custodial_key",
+    metadata,
+    sa.Column("pid", sa.ForeignKey("patient.pid"), primary_key=True),
+    sa.Column("did", sa.String(128), primary_key=True),
+    sa.Column("seed", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+"""Keys this hospital holds for patients who cannot hold one themselves."""
 
 _PID_TAG: Final = b"coop/pid/v1"
 _FOLD_TAG: Final = b"coop/fold/v1"
@@ -174,7 +199,7 @@ class Site:
             ca_pem: The hub's certificate authority, None for the system's.
 
         Raises:
-            TrustPinnedError: Another hub or log, or another key of a hospital, is pinned.
+            TrustPinnedError: Another hub, log or portal, or another key of a hospital, is pinned.
         """
         path = self.folder / "trust.json"
         asked = Trust.of(trust)
@@ -269,6 +294,8 @@ def _refuse_other_keys(pinned: Trust, asked: Trust) -> None:
         raise TrustPinnedError(
             "trust.json: pins another cooperative; join that one from a new folder"
         )
+    if pinned.passkeys is not None and pinned.passkeys != asked.passkeys:
+        raise TrustPinnedError("trust.json: pins another portal for passkeys; ask by phone")
     for name, did in pinned.sites.items():
         if asked.sites.get(name, did) != did:
             raise TrustPinnedError(f"trust.json: pins another key of {name}; ask {name} by phone")

@@ -3,18 +3,17 @@
 Core: pure, no I/O.
 """
 
-import math
 from decimal import Decimal
 from typing import Any, Final
 
-from consent.purposes import USES, closure
+from consent.duo import Reading, asserted
+from consent.purposes import USES
 from coop.documents.study import MICRO, PICO, Study
 from coop.errors import CoopError, Kind
-from federated.accounting import LIFETIME_DELTA, epsilon_of_rho, plan
+from federated.accounting import LIFETIME_DELTA, plan, price_of
 
 EPSILON_MAX_MICRO: Final = 3 * MICRO  # opt-in ceiling of one study (DESIGN §11)
 _DELTA_PATIENTS: Final = 10  # delta <= 1/(10 n): less than a tenth of one patient exposed
-_EPSILON_SHOWN_MAX: Final = 1e6  # a line without any noise is "infinite"; integers are not
 
 
 class StudyExpiredError(CoopError):
@@ -31,6 +30,13 @@ class UnknownPurposeError(CoopError):
     kind = Kind.UNPROCESSABLE
 
 
+class PurposeForPeopleError(CoopError):
+    """The study asserts no purpose, or one that only an access committee can judge."""
+
+    code = "approval.purpose-for-people"
+    kind = Kind.UNPROCESSABLE
+
+
 class PriceTooHighError(CoopError):
     """The study costs a patient more privacy than this hospital's own policy allows."""
 
@@ -43,40 +49,61 @@ def refusals(study: Study, cap_micro: int, now: int | None) -> list[CoopError]:
     found: list[CoopError] = []
     if now is not None and now >= study.expires:
         found.append(StudyExpiredError("expires: the study is over"))
-    if not closure(study.purpose, study.disease):
-        found.append(UnknownPurposeError("purpose: not a purpose this software understands"))
+    match asserted(study.purpose, study.disease, tuple(study.further_purposes)).reading:
+        case Reading.UNKNOWN:
+            found.append(UnknownPurposeError("purpose: not a purpose this software understands"))
+        case Reading.PEOPLE:
+            found.append(
+                PurposeForPeopleError(
+                    "purpose: people judge it; a new version must say which permission it needs"
+                )
+            )
+        case Reading.CLEAR:
+            pass
     if unknown := sorted(set(study.uses) - set(USES)):
         found.append(UnknownPurposeError(f"uses: {unknown[0][:40]!r} is not a use we know"))
+    return found + _too_dear(study, cap_micro)
+
+
+def _too_dear(study: Study, cap_micro: int) -> list[CoopError]:
+    """What of its budget is beyond this hospital's limits, or impossible."""
+    found: list[CoopError] = []
     if study.budget.epsilon_micro > cap_micro:
         found.append(
             PriceTooHighError("budget.epsilon: above this hospital's own cap for one study")
         )
-    if cohort_epsilon_micro(study) > cap_micro:
-        found.append(PriceTooHighError("budget.cohort_rho: above this hospital's own cap"))
     delta_max = min(LIFETIME_DELTA, 1 / (_DELTA_PATIENTS * study.recipe.population))
     if study.budget.delta_pico / PICO > delta_max:
         found.append(PriceTooHighError(f"budget.delta: must be at most {delta_max:.0e}"))
     try:
-        plan(study.budget, study.recipe.rounds)
+        together = price_of(study.budget, study.recipe.rounds).together_micro
     except CoopError as error:
         found.append(error)
+    else:
+        # The cap bounds what a patient can lose to this study version, whatever of it she joins.
+        if together > cap_micro >= study.budget.epsilon_micro:
+            found.append(
+                PriceTooHighError(
+                    "budget.cohort_rho: with training and evaluation it costs a patient epsilon "
+                    f"{_decimal(together, MICRO)}, above this hospital's own cap for one study "
+                    f"({_decimal(cap_micro, MICRO)})"
+                )
+            )
     return found
-
-
-def cohort_epsilon_micro(study: Study) -> int:
-    """What the line of cohort questions costs by itself."""
-    epsilon = epsilon_of_rho(study.budget.cohort_rho_nano, study.budget.delta_pico / PICO)
-    return math.ceil(min(epsilon, _EPSILON_SHOWN_MAX) * MICRO)
 
 
 def price(study: Study) -> dict[str, Any]:
     """What the study costs one patient, in the words an approver reads."""
     split = plan(study.budget, study.recipe.rounds)
+    cost = price_of(study.budget, study.recipe.rounds)
     return {
-        "epsilon": _decimal(study.budget.epsilon_micro, MICRO),
+        "epsilon": {
+            "training_and_evaluation": _decimal(cost.plan_micro, MICRO),
+            "cohort_questions": _decimal(cost.cohort_micro, MICRO),
+            "together": _decimal(cost.together_micro, MICRO),
+        },
         "delta": _decimal(study.budget.delta_pico, PICO),
         "relation": "add/remove one patient, all her records",
-        "cohort_epsilon": _decimal(cohort_epsilon_micro(study), MICRO),
         "plan": {
             "rounds": split.rounds,
             "clip": _decimal(study.recipe.clip_micro, MICRO),

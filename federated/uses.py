@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from consent.speakers import Speakers
 from coop.canonical import Json, parse_object
 from coop.documents.consent import Consent, Use, UseRequest, UseStatement
 from coop.documents.envelope import issue, open_document
 from coop.errors import CoopError, Kind, NotFoundError
 from federated.answers import answer
 from federated.budget import debit, debit_pid
-from federated.mirror_store import mirror_document, newest_keys
+from federated.mirror_store import mirror_document
 from federated.site import Site, patient
 
 _WHAT: Final = {"train": "training round", "evaluate": "evaluation", "cohort": "cohort answer"}
@@ -33,15 +34,18 @@ class NotAskedError(CoopError):
     kind = Kind.FORBIDDEN
 
 
-def asked_for(site: Site, document: Mapping[str, Json], now: int) -> str:
-    """The pid whose list may be handed over: its own key has just asked for it.
+def asked_for(
+    site: Site, speakers: Mapping[str, Speakers], document: Mapping[str, Json], now: int
+) -> str:
+    """The pid whose list may be handed over: its own key or a representative has just asked for it.
 
-    Steps: (1) it is a use request for this hospital, signed by whom it names; (2) the signer is the
-    key that this hospital enrolled last for the record; (3) it is fresh. A replay within that time
-    brings the relay what it has carried already.
+    Steps: (1) it is a use request, signed by whom it names; (2) it is for this hospital and the
+    signer may act for the record now; (3) it is fresh. A replay within that time brings the relay
+    what it has carried already.
 
     Args:
         site: This hospital.
+        speakers: Who may speak for each record (`Mirror.speakers`).
         document: What the hub relayed.
         now: UTC seconds.
 
@@ -50,16 +54,17 @@ def asked_for(site: Site, document: Mapping[str, Json], now: int) -> str:
         WrongDocumentError, BadSignatureError: (1) fails.
     """
     # (1)
-    opened = open_document(UseRequest, document, issuers=None)
+    opened = open_document(UseRequest, document, issuers=None, passkeys=site.trust.passkeys)
     pid = opened.subject.pid
     # (2)
-    speaks = opened.issuer in newest_keys(site).get(pid, set())
+    here = opened.subject.site == site.name and pid in speakers
+    speaks = here and speakers[pid].speaks(opened.issuer, now)
     # (3)
     fresh = now - ASKED_WITHIN_S < opened.at <= now + _AHEAD_S
-    if opened.subject.site != site.name or not speaks or not fresh:
+    if not speaks or not fresh:
         raise NotAskedError(
-            "request: must be signed in the last 10 minutes by the key enrolled for this record; "
-            "with a lost key ask at the hospital's desk"
+            "request: must be signed in the last 10 minutes by the key enrolled for this record or "
+            "by a representative; with a lost key ask at the hospital's desk"
         )
     return pid
 

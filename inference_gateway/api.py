@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from coop.canonical import Json, from_b64u, parse_object
+from coop.canonical import Json
 from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.errors import InvalidInputError, NotFoundError
 from inference_gateway import jobs
@@ -55,6 +55,8 @@ _INFER_BODY: Final = {
 StudyHeader = Annotated[str | None, Header(alias="Coop-Study", max_length=64)]
 PurposeHeader = Annotated[str | None, Header(alias="Coop-Purpose", max_length=64)]
 KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", max_length=128)]
+# Required, and optional here: `Uses.start` says in words what must be sent.
+UseRequestHeader = Annotated[str | None, Header(alias="Coop-Use-Request")]
 Wait = Annotated[int, Query(ge=0, le=25)]
 # What reaches the database is bounded here: PostgreSQL refuses NUL, SQLite integers above 2^63.
 ModelId = Annotated[str, Path(pattern=MODEL_ID)]
@@ -261,16 +263,15 @@ def _uses(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
     @doors.route(router, "GET", "/v1/me/uses", Principal.PATIENT, tags=["patients"])
     async def uses(
         pid: Annotated[str, Query(pattern=r"^[a-z2-7]{26}$")],
-        signed: Annotated[str, Query(max_length=4000)],
         request: Request,
         caller: CallerDep,
+        signed: UseRequestHeader = None,
     ) -> dict[str, Json]:
         """What used my record: my hospital's signed statement, relayed and not kept.
 
-        `signed` is the base64url of the UseRequest that the record's key signed just now.
+        Coop-Use-Request is the base64url of the UseRequest that the record's key signed just now.
         """
-        asked = parse_object(from_b64u(signed))
-        job_id = await run_in_threadpool(gateway.uses.start, caller, pid, asked)
+        job_id = await run_in_threadpool(gateway.uses.start, caller, pid, signed)
         try:
             found = await doors.bell.poll(
                 lambda: gateway.uses.found(job_id), WAIT_S, request=request

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 
 from consent.store import enrolment
 from coop import members
-from coop.canonical import Json
+from coop.canonical import Json, from_b64u, parse_object
 from coop.db import Database
 from coop.documents.consent import UseRequest, UseStatement
-from coop.documents.envelope import WrongDocumentError, open_document
+from coop.documents.envelope import open_document
 from coop.doors import Caller
-from coop.errors import CoopError, Kind, NotFoundError
+from coop.errors import CoopError, InvalidInputError, Kind, NotFoundError
 from coop.keys import iso
 from inference_gateway import jobs
 from inference_gateway.jobs import JobState
@@ -25,6 +25,7 @@ from inference_gateway.store import OFFLINE_S, SiteOfflineError, last_seen
 
 KIND: Final = "uses"
 WAIT_S: Final = 20  # a statement takes a hospital milliseconds; proxies cut after 30 s
+REQUEST_CHARS_MAX: Final = 4000  # a request has about 1100; servers take headers of 8000 and more
 _ORPHAN_S: Final = 60  # a statement whose asker is gone is erased after this
 
 
@@ -33,6 +34,12 @@ class SiteRefusedError(CoopError):
 
     code = "site.refused"
     kind = Kind.CONFLICT
+
+
+class UseRequestError(InvalidInputError):
+    """The Coop-Use-Request header is missing, or holds no signed request for this record."""
+
+    code = "uses.request"
 
 
 class WrongStatementError(CoopError):
@@ -54,17 +61,17 @@ class Uses:
         self._database = database
         self._now = now
 
-    def start(self, caller: Caller, pid: str, request: Mapping[str, Json]) -> str:
+    def start(self, caller: Caller, pid: str, signed: str | None) -> str:
         """Ask the hospital of `pid`, the caller's own; returns the job to wait for.
 
         Args:
             caller: Whose session or key asks.
             pid: Of one of her records.
-            request: Her signed UseRequest; the hospital judges who signed it.
+            signed: Her signed UseRequest in base64url; the hospital judges who signed it.
 
         Raises:
             NotFoundError: Somebody else's record, or unknown.
-            WrongDocumentError, BadSignatureError: Not a request for this record.
+            UseRequestError: Not a request for this record.
             SiteOfflineError: Its hospital has not called for a minute.
         """
         now = self._now()
@@ -75,9 +82,7 @@ class Uses:
             if row is None:
                 raise NotFoundError("pid: not found")
             members.owns(connection, caller, pid, row.did)
-            asked_for = open_document(UseRequest, request, issuers=None).subject
-            if (asked_for.site, asked_for.pid) != (row.site, pid):
-                raise WrongDocumentError("request: is for another record")
+            request = _read(signed, UseRequest(site=row.site, pid=pid))
             seen = last_seen(connection, row.site)
             if now - seen > OFFLINE_S:
                 raise _offline(row.site, seen)
@@ -86,7 +91,7 @@ class Uses:
                 id=job_id,
                 site=row.site,
                 kind=KIND,
-                payload={"pid": pid, "request": dict(request)},
+                payload={"pid": pid, "request": request},
                 at=now,
                 not_after=now + _ORPHAN_S,
             )
@@ -152,6 +157,22 @@ class Uses:
                 if (said.site, said.pid) != (site, payload["pid"]):
                     raise WrongStatementError("statement: is about another record")
             jobs.finish(connection, site, job_id, attempt, result=document, code=code)
+
+
+def _read(signed: str | None, expected: UseRequest) -> dict[str, Json]:
+    why = "missing" if signed is None else "too long"
+    if signed is not None and len(signed) <= REQUEST_CHARS_MAX:
+        try:
+            request = parse_object(from_b64u(signed))
+            if open_document(UseRequest, request, issuers=None).subject == expected:
+                return request
+            why = "for another record"
+        except InvalidInputError as error:
+            why = error.message
+    raise UseRequestError(
+        f"Coop-Use-Request: {why}; send the base64url of a use-request for this pid and its "
+        "hospital that the record's key signed just now (`coop patient statement` does)"
+    )
 
 
 def _offline(site: str, seen: int) -> SiteOfflineError:

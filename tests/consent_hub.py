@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
-from consent import api
+from consent import api, people_api
 from consent.policy import preset
 from consent.registry import Registry
 from coop import members, problems
@@ -65,13 +65,17 @@ class Person:
 
 
 class ConsentHub:
-    """Registry, journal and doors over one database; `serve` puts them on a port."""
+    """Registry, journal and doors over one database; `serve` puts them on a port.
 
-    def __init__(self, database: Database) -> None:
+    `now` is the clock of the registry and of the hospitals; requests are signed by the real one.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], int] = clock) -> None:
         self.database = database
+        self.now = now
         self.hub_key, self.log_key = SigningKey.generate(), SigningKey.generate()
-        self.journal = Journal(database, self.log_key, ORIGIN, clock)
-        self.registry = Registry(database, self.journal, self.hub_key, clock)
+        self.journal = Journal(database, self.log_key, ORIGIN, now)
+        self.registry = Registry(database, self.journal, self.hub_key, now)
         self.doors = Doors(database, now=clock)
         self.site_keys: dict[str, SigningKey] = {}
         self.url = ""
@@ -97,6 +101,7 @@ class ConsentHub:
         app = FastAPI()
         problems.install(app)
         app.include_router(api.routes(self.doors, self.registry))
+        app.include_router(people_api.routes(self.doors, self.registry))
         app.include_router(log_api.witness_routes(self.doors, self.journal))
         return app
 
@@ -129,13 +134,14 @@ class Hospital:
         self.site = Site.create(folder / name, name)
         hub.join(name, self.site.key)
         self.client: Client | None = None
+        self.now = hub.now
         self.boot = 1000.0
 
     def connect(self) -> None:
         """Pin the hub as it is now, and open the mirror."""
         self.site.pin(self.hub.trust.to_json(), self.hub.url, None)
         self.client = Client(self.hub.url, None, key=self.site.key)
-        self.mirror = Mirror(self.site, self.client, now=clock, clock=lambda: self.boot)
+        self.mirror = Mirror(self.site, self.client, now=self.now, clock=lambda: self.boot)
 
     def enrol(self, count: int) -> list[Person]:
         """So many new patients, enrolled through desk, hub and node with keys of their own."""
@@ -145,14 +151,18 @@ class Hospital:
             records = [f"record {known + number}" for number in range(count)]
             rows = [{"pid": self.site.pid_of(r), "record_key": r} for r in records]
             connection.execute(patient.insert(), rows)
-        codes = desk.enrol(self.site, records, method="demo", now=clock())
+        return self.enrol_again(records)
+
+    def enrol_again(self, records: list[str]) -> list[Person]:
+        """Fresh keys for these records, known here already."""
+        codes = desk.enrol(self.site, records, method="demo", now=self.now())
         keys = {record: SigningKey.generate() for record in records}
         sent = [redemption(codes[record], keys[record]) for record in records]
         assert all(r["problem"] is None for r in self.hub.registry.redeem(sent, None))
         waiting = self.hub.registry.pending_redemptions(self.site.name)
-        said = desk.answer(self.site, waiting, now=clock())
+        said = desk.answer(self.site, waiting, now=self.now())
         results = self.hub.registry.add_enrolments(self.site.name, said.documents, said.refused)
-        assert [r["state"] for r in results] == ["enrolled"] * count
+        assert [r["state"] for r in results] == ["enrolled"] * len(records)
         return [Person(self.site.name, self.site.pid_of(r), keys[r]) for r in records]
 
     def close(self) -> None:

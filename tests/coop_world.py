@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 import consent.api
+import consent.people_api
 from consent.policy import preset
 from consent.registry import Registry
 from coop import members, problems, studies
@@ -308,6 +309,7 @@ def world(folder: Path, database_url: str = "") -> Iterator[World]:
         log_api.routes(doors, journal),
         log_api.witness_routes(doors, journal),
         consent.api.routes(doors, registry),
+        consent.people_api.routes(doors, registry),
     ):
         app.include_router(router)
     server = uvicorn.Server(

@@ -198,6 +198,8 @@ class World:
             commercial=False,
             epsilon_micro=1_000_000,
             training_epsilon_micro=800_000,
+            cohort_epsilon_micro=600_000,
+            together_epsilon_micro=1_350_000,
             delta_pico=1_000_000,
             relation="add/remove one patient",
             accountant="exact Gaussian",

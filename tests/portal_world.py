@@ -220,6 +220,7 @@ def _provider(stack: ExitStack) -> Provider:
         "bea": ("patient", "member"),
         "cyd": ("patient", "member"),
         "dan": ("patient", "member"),
+        "eve": ("patient", "member"),
         "mei": ("researcher",),
     }
     provider = Provider(

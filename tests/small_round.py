@@ -205,6 +205,8 @@ class Round:
             "commercial": False,
             "epsilon_micro": 1_000_000,
             "training_epsilon_micro": 800_000,
+            "cohort_epsilon_micro": 0,
+            "together_epsilon_micro": 1_000_000,
             "delta_pico": 1,
             "relation": "add/remove one patient",
             "accountant": "exact Gaussian",

@@ -14,7 +14,7 @@ from coop.documents.envelope import issue, open_document
 from coop.documents.study import Approval
 from coop.errors import InvalidInputError
 from coop.keys import SigningKey
-from federated.accounting import ImpossiblePlanError
+from federated.accounting import ImpossiblePlanError, epsilon_of_rho
 from federated.approval import (
     NotApprovedError,
     StudyAlteredError,
@@ -26,10 +26,16 @@ from federated.approval import (
     revoke,
     software_version,
 )
+from federated.budget import Line
 from federated.fab import fab_hash
 from federated.round import answer_round
 from federated.site import Site
-from federated.study_limits import PriceTooHighError, StudyExpiredError, UnknownPurposeError
+from federated.study_limits import (
+    PriceTooHighError,
+    PurposeForPeopleError,
+    StudyExpiredError,
+    UnknownPurposeError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,10 @@ def test_approving_again_gives_the_same_document_even_after_an_import(coop):
 def test_a_review_shows_the_price_and_every_reason_to_refuse(coop):
     coop.study("review-good")
     good = review(coop.site, coop.client, "review-good", now=now())
-    assert (good["epsilon"], good["delta"], good["problems"]) == ("1", "0.000001", [])
+    assert (good["delta"], good["problems"]) == ("0.000001", [])
+    assert good["epsilon"]["training_and_evaluation"] == "0.96"
+    assert 0.2 < float(good["epsilon"]["cohort_questions"]) < 0.3
+    assert 0.99 < float(good["epsilon"]["together"]) <= 1
     assert good["plan"]["rounds"] == 4
     coop.study("review-bad", purpose="DUO:9999999", budget__delta_pico=10_000_000)
     bad = review(coop.site, coop.client, "review-bad", now=now())
@@ -102,6 +111,9 @@ def test_a_review_shows_the_price_and_every_reason_to_refuse(coop):
     [
         ({"purpose": "DUO:9999999"}, UnknownPurposeError),
         ({"disease": None}, UnknownPurposeError),
+        ({"further_purposes": ["DUO:0000011", "DUO:9999999"]}, UnknownPurposeError),
+        ({"purpose": "DUO:0000001"}, PurposeForPeopleError),
+        ({"further_purposes": ["DUO:0000034"]}, PurposeForPeopleError),
         ({"uses": ["train-federated", "sell"]}, UnknownPurposeError),
         ({"budget__epsilon_micro": 2_000_000}, PriceTooHighError),
         ({"budget__delta_pico": 10_000_000}, PriceTooHighError),
@@ -109,7 +121,7 @@ def test_a_review_shows_the_price_and_every_reason_to_refuse(coop):
         ({"budget__cohort_rho_nano": 10**9}, PriceTooHighError),
         ({"budget__reserve_percent": 50}, ImpossiblePlanError),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_study_outside_the_hospitals_limits_is_not_signed(coop, request, changes, error):
     study, document = coop.study(
@@ -122,7 +134,7 @@ def test_a_study_outside_the_hospitals_limits_is_not_signed(coop, request, chang
 
 
 def test_a_dearer_study_needs_an_explicit_cap_and_three_is_the_most(coop):
-    study, document = coop.study("opt-in", budget__epsilon_micro=3_000_000)
+    study, document = coop.study("opt-in", budget__epsilon_micro=2_900_000)
     with pytest.raises(PriceTooHighError):
         coop.approve(study)
     for cap in ("3.1", "0", "-1", "NaN", "much", "0.0000001"):
@@ -130,6 +142,23 @@ def test_a_dearer_study_needs_an_explicit_cap_and_three_is_the_most(coop):
             coop.approve(study, epsilon_cap=cap)
     coop.approve(study, epsilon_cap="3")
     assert kept(coop, document).approval.epsilon_cap_micro == 3_000_000
+
+
+def test_the_cap_holds_training_evaluation_and_cohort_questions_together(coop):
+    # Each part alone is well below the cap of 1; a patient who joins all of it would lose 1.03.
+    study, document = coop.study("composed", budget__epsilon_micro=992_000)
+    shown = review(coop.site, coop.client, "composed", now=now())["epsilon"]
+    assert float(shown["training_and_evaluation"]) < 1
+    assert float(shown["cohort_questions"]) < 1 < float(shown["together"])
+    with pytest.raises(PriceTooHighError, match=f"cohort_rho.* {shown['together']}"):
+        coop.approve(study, epsilon_cap="1")
+    with pytest.raises(NotApprovedError):
+        kept(coop, document)
+    coop.approve(study, epsilon_cap=shown["together"])
+    # It bounds what the ledger lets her pay: every line of this version to its end.
+    ends = [kept(coop, document).lines.end_of(line) for line in Line]
+    whole = epsilon_of_rho(sum(ends), study.budget.delta_pico / 1e12)
+    assert 1 < whole <= float(shown["together"])
 
 
 def test_an_expired_study_is_not_signed(coop):

@@ -20,6 +20,7 @@ from federated.budget import (
     Draw,
     Lines,
     afford,
+    charge_everybody,
     cohort_of,
     debit,
     debit_pid,
@@ -64,6 +65,32 @@ def debited(database, asked, pids=PIDS, plan=None):
         lock(connection)
         payers = afford(connection, pids, asked.rho_nano)
         return grant(connection, asked, payers, plan or lines(), permits=pids, now=1)
+
+
+def test_everybodys_charge_is_the_rest_of_the_lines_and_is_made_once(database: Database):
+    short = lines(training=5000, evaluation=0, reserve=700, cohort=300)
+    debited(database, draw(rho=1000), PIDS[:2], plan=short)
+    for expected in (5000, 0, 0):
+        with database.unit_of_work() as connection:
+            lock(connection)
+            assert charge_everybody(connection, short, now=2) == expected
+    with database.reading() as connection:
+        spent = {pid: patient_budget(connection, pid).rho_nano for pid in [*PIDS, "z" * 26]}
+        assert site_spend(connection, "heart", 1)["training"] == 1000
+    assert [spent[pid] for pid in PIDS[:2]] == [
+        6000,
+        6000,
+    ]  # what she truly paid is not added twice
+    assert {spent[pid] for pid in [*PIDS[2:], "z" * 26]} == {5000}  # whoever comes later, too
+
+
+def test_everybodys_charge_bars_whoever_cannot_pay_any_more(database: Database):
+    left = LIFETIME_CAP_NANO // 4
+    with database.unit_of_work() as connection:
+        lock(connection)
+        charge_everybody(connection, lines(training=left, evaluation=0, reserve=0, cohort=0), now=1)
+        assert afford(connection, PIDS, 1) == set()
+        assert afford(connection, PIDS, 0) == set(PIDS)
 
 
 def test_the_lifetime_cap_is_that_of_epsilon_ten_at_one_in_a_million():

@@ -63,6 +63,12 @@ SCHEMA = FeatureSchema(
     site_intercepts=["cleveland"],
 )
 WIDTH = len(columns(SCHEMA))
+COST = Cost(
+    epsilon_micro=1_000_000,
+    training_epsilon_micro=800_000,
+    cohort_epsilon_micro=200_000,
+    together_epsilon_micro=1_030_000,
+)
 WEIGHTS = {"weight": np.linspace(-2, 2, WIDTH, dtype=np.float32)}
 
 
@@ -125,7 +131,7 @@ class Released:
             "weights": WEIGHTS,
             "metrics": [GroupMetric(group="all", auc_micro=870_000, count_noised=90)],
             "hospital_weights": {"cleveland": 3, "zurich": 1},
-            "cost": Cost(epsilon_micro=1_000_000, training_epsilon_micro=800_000),
+            "cost": COST,
         }
         with self.database.unit_of_work() as connection:
             self.model_id = self.models.release(connection, **(facts | changes))
@@ -197,6 +203,8 @@ def test_the_passport_says_what_the_model_is_and_cost(released: Released):
     assert passport.record_sha256 == "2" * 64
     assert passport.training_root == sha256(bytes.fromhex("1" * 64 + "2" * 64)).hex()
     assert passport.hospital_weights == {"cleveland": 3, "zurich": 1}
+    cost = (passport.epsilon_micro, passport.cohort_epsilon_micro, passport.together_epsilon_micro)
+    assert cost == (1_000_000, 200_000, 1_030_000)
     assert {artefact.name: artefact.sha256 for artefact in passport.artefacts} == {
         name: sha256(body).hex() for name, body in released.files().items()
     }
@@ -246,7 +254,7 @@ def test_a_release_is_all_or_nothing(database: Database):
             weights=WEIGHTS,
             metrics=[],
             hospital_weights={},
-            cost=Cost(epsilon_micro=1, training_epsilon_micro=1),
+            cost=COST,
         )
         assert catalogue.exists(connection, "heart-v2-ffffffff")
         _ = 1 // 0

@@ -15,6 +15,7 @@ from consent.chain import (
 )
 from consent.decide import Standing, State
 from consent.policy import PolicyError, preset
+from consent.speakers import Desks, Speakers, speaker_of
 from coop.documents.consent import Consent
 from coop.documents.envelope import Opened, issue, open_document
 from coop.documents.provision import Policy, Provision
@@ -23,6 +24,15 @@ from coop.keys import SigningKey
 
 PATIENT, HUB, SITE, STRANGER = (SigningKey(bytes([n]) * 32) for n in range(1, 5))
 PID = "a" * 26
+DESKS = Desks(registry=HUB.did, hospital=SITE.did)
+OWN_KEY = Speakers(
+    key=PATIENT.did,
+    custody="self",
+    since=0,
+    head="0" * 64,
+    enrolled_at=0,
+    enrolments=("0" * 64,),
+)
 ACTORS = {
     PATIENT.did: "patient",
     HUB.did: "session",
@@ -57,13 +67,8 @@ def event(
 
 
 def folded(standing: Standing | None, opened: Opened[Consent], index: int = 0) -> Standing:
-    return apply(
-        standing,
-        opened,
-        patient_did=PATIENT.did,
-        restrictors={HUB.did, SITE.did},
-        log_index=index,
-    )
+    speaker = speaker_of(OWN_KEY, opened.issuer, DESKS, opened.subject.representation)
+    return apply(standing, opened, speaker=speaker, log_index=index)
 
 
 class ConsentChain(RuleBasedStateMachine):

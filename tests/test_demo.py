@@ -150,6 +150,12 @@ def test_the_printed_epsilon_is_what_an_independent_accountant_finds(story: Stor
     accountant.compose(dpa.GaussianDpEvent((1 / (2 * reserve)) ** 0.5))
     whole = accountant.get_epsilon(delta)
     assert abs(passport["epsilon_micro"] / MICRO - whole) <= max(0.02, 0.015 * whole)
+    cohort = story.study.budget.cohort_rho_nano / 1e9
+    accountant.compose(dpa.GaussianDpEvent((1 / (2 * cohort)) ** 0.5))
+    together = accountant.get_epsilon(delta)
+    printed = passport["together_epsilon_micro"] / MICRO
+    assert whole < printed <= 1  # the cap that the hospitals signed
+    assert abs(printed - together) <= max(0.02, 0.015 * together)
 
 
 def test_nobody_who_refused_or_never_enrolled_took_part_in_anything(story: Story):

@@ -7,11 +7,67 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
-from coop.demo.stage import MARKER, DemoFolderError, prepare
+from coop.demo import epilogue
+from coop.demo import house as demo_house
+from coop.demo.house import House
+from coop.demo.identity import Provider
+from coop.demo.narrator import Narrator
+from coop.demo.stage import MARKER, DemoFolderError, free_port, prepare
+from coop.errors import UnavailableError
 
 COOP = Path(sys.executable).parent / "coop"
+
+
+class PrintedError(Exception):
+    """The portal's address was printed, and the portal answered in that moment."""
+
+
+class Visitor(Narrator):
+    """Goes to every address the moment it is printed."""
+
+    def plain(self, text: str) -> None:
+        if "portal: " in text:
+            origin = text.split("portal: ")[1].split(maxsplit=1)[0]
+            assert httpx.get(origin, trust_env=False).is_success
+            raise PrintedError
+
+
+def house(folder: Path) -> House:
+    """A demo's house before anything in it started."""
+    provider = Provider(
+        issuer=f"http://127.0.0.1:{free_port()}/idp",
+        client_id=demo_house.CLIENT_ID,
+        client_secret="a secret",
+        personas={},
+    )
+    return House(
+        stage=prepare(folder),
+        narrator=Visitor(quiet_stdout=True),
+        provider=provider,
+        client_secret=provider.client_secret,
+        hub_port=free_port(),
+    )
+
+
+def test_the_portals_address_is_printed_when_it_answers(tmp_path: Path):
+    home = house(tmp_path / "demo")
+    try:
+        with pytest.raises(PrintedError):
+            epilogue.keep_serving(home)
+    finally:
+        home.close()
+
+
+def test_a_portal_that_never_answers_is_an_error_that_names_the_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home = house(tmp_path / "demo")
+    monkeypatch.setattr(demo_house, "_START_S", 0.3)
+    with pytest.raises(UnavailableError, match=f"portal did not start .*{home.folder}/logs"):
+        home.await_portal(f"http://localhost:{free_port()}")
 
 
 def test_a_folder_without_the_marker_is_never_deleted(tmp_path: Path):

@@ -13,13 +13,15 @@ from typing import Any
 
 import orjson
 import pytest
-from doors_world import PID, Actor, World, now, persona, provider, world
+from doors_world import PID, STUDY_FILE, Actor, World, now, persona, provider, world
 from fastapi import APIRouter, FastAPI
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
 from coop import credentials, members
 from coop.db import Database
+from coop.documents.envelope import issue
+from coop.documents.study import Study
 from coop.doorbell import WAIT_MAX_S, Doorbell
 from coop.doors import Doors, Principal, check_every_route
 from coop.errors import InvariantError
@@ -27,6 +29,7 @@ from coop.hub.limits import BODY_BYTES_MAX, DEPTH_MAX, json_depth
 from coop.keys import SigningKey
 from coop.oidc import Oidc, SignInRefusedError
 from coop.signed_request import SKEW_MAX_S, sign
+from coop.studyfile import load_study
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,16 @@ FOREIGN: dict[str, tuple[str, object, tuple[str, ...]]] = {
         {},
         ("bea", "stranger", "staff-budapest", "staff-coop"),
     ),
+    "POST /v1/keys/{pid}/revoke-all": (
+        f"/v1/keys/{PID}/revoke-all",
+        {},
+        ("bea", "stranger", "staff-budapest", "staff-coop"),
+    ),
+    "POST /v1/keys/{pid}/end": (
+        f"/v1/keys/{PID}/end",
+        {"representation": "0" * 64},
+        ("bea", "stranger", "staff-budapest", "staff-coop"),
+    ),
     "POST /v1/consents:draft": (
         "/v1/consents:draft",
         {"pid": PID, "event": "revoke"},
@@ -98,7 +111,17 @@ FOREIGN: dict[str, tuple[str, object, tuple[str, ...]]] = {
         {**QUESTION, "pid": PID},
         ("bea", "stranger", "staff-budapest", "staff-coop", "budapest"),
     ),
-    "GET /v1/me/uses": (f"/v1/me/uses?pid={PID}&signed=e30", None, ("bea", "stranger")),
+    "GET /fhir/Consent/{id}": (
+        f"/fhir/Consent/{PID}-research",
+        None,
+        ("bea", "stranger", "staff-budapest", "staff-coop", "budapest"),
+    ),
+    "POST /fhir/Consent/{id}/$revoke": (
+        f"/fhir/Consent/{PID}-research/$revoke",
+        None,
+        ("bea", "stranger", "staff-budapest", "staff-coop"),
+    ),
+    "GET /v1/me/uses": (f"/v1/me/uses?pid={PID}", None, ("bea", "stranger")),
     "DELETE /v1/api-keys/{key_id}": ("/v1/api-keys/{key_id}", None, ("rolf",)),
     "DELETE /v1/studies/{study_id}": (
         "/v1/studies/{study_id}",
@@ -729,3 +752,16 @@ def test_the_principals_of_a_route_stand_in_its_description(hub: World):
     operation = hub.app.openapi()["paths"]["/v1/studies"]["post"]
     assert operation["x-principals"] == [Principal.RESEARCHER]
     assert operation["security"] == [{"apiKey": []}, {"session": []}]
+
+
+def test_a_study_that_says_no_purpose_waits_in_the_staffs_queue(hub: World):
+    staff, rosa = hub.actors["staff-coop"], hub.actors["rosa"]
+    assert staff.ok("GET", "/v1/studies?reading=people")["studies"] == []
+    fields = {**load_study(STUDY_FILE), "study_id": "vague", "expires": now() + 86_400}
+    vague = Study.model_validate({**fields, "purpose": "DUO:0000001"})
+    document = issue(vague, SigningKey.generate(), now())
+    assert rosa.ok("POST", "/v1/studies", {"document": document})["reading"] == "people"
+    (waiting,) = staff.ok("GET", "/v1/studies?reading=people")["studies"]
+    assert (waiting["study_id"], waiting["reason"]) == ("vague", "request.nothing-asserted")
+    clear = staff.ok("GET", "/v1/studies?reading=clear")["studies"]
+    assert [study["study_id"] for study in clear] == [hub.objects["study_id"]]

@@ -249,6 +249,11 @@ def test_a_patient_enrols_decides_withdraws_and_sees_it_all_verified(town: Town)
         seen = town.good("patient", "receipts", "--out", out, *key)["events"]
         assert [event["event"] for event in seen] == ["grant", "amend", "revoke"]
         assert all(event["verified"] for event in seen)
+        kantara = ("--format", "kantara", "--jurisdiction", "EU")
+        filed = town.good("patient", "receipts", *kantara, "--out", out, *key)["events"]
+        assert filed[0]["kantara"]["jurisdiction"] == "EU"
+        assert filed[2]["kantara"] is None
+        assert (out / "consent-0001.kantara.json").exists()
         checked = town.good("verify", "consent", seen[2]["file"])
         assert checked["ok"]
 

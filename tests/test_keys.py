@@ -31,7 +31,7 @@ def test_the_w3c_vector_reproduces_byte_for_byte():
     folder = published("eddsa-jcs-2022")
     pair = json.loads((folder / "keyPair.json").read_text())
     signed = json.loads((folder / "signedJCS.json").read_text())
-    private = keys._from_base58(pair["privateKeyMultibase"].removeprefix("z"))
+    private = keys.from_base58(pair["privateKeyMultibase"].removeprefix("z"))
     signer = SigningKey(private[2:])
     proof = signed["proof"]
     document = {name: value for name, value in signed.items() if name != "proof"}
@@ -86,7 +86,7 @@ def test_a_did_names_its_key_exactly(public):
         HUB.did.upper(),
         "did:key:z" + "6" * 200,
         # X25519: the right length and another multicodec
-        "did:key:z" + keys._base58(b"\xec\x01" + bytes(32)),
+        "did:key:z" + keys.base58(b"\xec\x01" + bytes(32)),
     ],
 )
 def test_anything_else_is_no_did(did):

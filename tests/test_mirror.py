@@ -387,17 +387,15 @@ def test_a_restarted_node_verifies_what_it_stored_and_goes_on(hub, hospitals):
 def test_a_reissued_key_signs_from_then_on_and_the_old_one_no_more(hub, hospitals):
     (person,) = hospitals[0].enrol(1)
     grant(hub, [person])
-    fresh = SigningKey.generate()
-    code = desk.enrol(hospitals[0].site, ["record 0"], method="desk", now=clock())["record 0"]
-    hub.registry.redeem([redemption(code, fresh)], None)
-    said = desk.answer(hospitals[0].site, hub.registry.pending_redemptions("basel"), now=clock())
-    hub.registry.add_enrolments("basel", said.documents)
+    cosign(hospitals)
+    (again,) = hospitals[0].enrol_again(["record 0"])
     stale = hub.registry.submit([person.event("amend", choice="refuse")])
     assert stale[0]["problem"]["code"] == "consent.wrong-key"
-    new = person.event("amend", choice="train-only", key=fresh)
-    assert hub.registry.submit([new])[0]["problem"] is None
-    cosign(hospitals)
+    # What it gave stays given; what the new key says to stop is stopped at once.
     assert trains(hospitals[0].mirror.lease()) == {person.pid}
+    new = person.event("revoke", key=again.key)
+    assert hub.registry.submit([new])[0]["problem"] is None
+    assert trains(hospitals[0].mirror.lease()) == set()
 
 
 def test_a_key_change_the_hub_withholds_silences_the_old_key(hub, hospitals):

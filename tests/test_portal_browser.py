@@ -192,6 +192,11 @@ def test_a_patient_joins_decides_signs_and_stops_and_nothing_secret_leaves_her_b
 
             # A browser that forgot the key signs nothing until the recovery file brings it back.
             page.evaluate("indexedDB.deleteDatabase('coop-keys')")
+            visit("/uses", "Who used my data")
+            page.get_by_role("button", name="Ask my hospital").click()
+            page.get_by_text("Without your key, ask at the hospital's desk").wait_for()
+            page.get_by_role("button", name="Sign on this device").click()
+            page.get_by_text("The key for this record is not here").wait_for()
             visit("/decide", "Decide")
             page.get_by_text("Allow learning only").click()
             page.get_by_role("button", name="Show me what").click()

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from coop_world import HOSPITAL, now, world
 from coop_world import digest as digest_of
 
+from consent.duo import Asserted, Reading
 from consent.policy import preset
 from coop import members, studies
 from coop.canonical import sha256
@@ -174,7 +175,8 @@ def test_an_empty_cohort_answers_with_pure_noise(coop, run, monkeypatch):
     monkeypatch.setattr("federated.budget.LIFETIME_CAP_NANO", 0)
     given = answered(run, run.input())
     assert members_of(run, given.receipt) == {}
-    assert np.abs(given.update["weight"]).min() > 0
+    weight = given.update["weight"]  # on a grid a thousandth of the noise: one may fall on zero
+    assert np.count_nonzero(weight) > len(weight) // 2
     assert spent(run)["training"] > 0
 
 
@@ -304,8 +306,9 @@ def test_an_approval_taken_back_ends_every_round(coop, run):
     refused(run, run.input(1), NotApprovedError)  # and nothing stored is sent again
 
 
-def test_an_unknown_purpose_is_refused_even_if_it_was_approved(coop, run, monkeypatch):
-    monkeypatch.setattr("federated.mandate.closure", lambda *_: frozenset())
+@pytest.mark.parametrize("reading", [Reading.UNKNOWN, Reading.PEOPLE])
+def test_a_purpose_no_machine_judges_is_refused_even_if_it_was_approved(run, monkeypatch, reading):
+    monkeypatch.setattr("federated.mandate.asserted", lambda *_: Asserted(reading=reading))
     refused(run, run.input(), PurposeNotUnderstoodError)
 
 

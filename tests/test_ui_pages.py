@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from portal_world import House, house
 from streamlit.testing.v1 import AppTest
 
+import ui
 from coop.client import Client
-from ui import session, wording
+from ui import session, viewmodels, wording
 from ui.notices import notice
 from ui.session import Person, Portal
 
@@ -126,7 +128,12 @@ def test_credits_are_shown_only_after_a_choice(home: House):
 def test_a_researcher_reads_a_models_passport(home: House):
     app = show(home, "researcher", "models", "mei")
     assert app.selectbox[0].value == home.model
-    assert [metric.value for metric in app.metric][:2] == ["1.000", "1e-06"]
+    assert [(metric.label, metric.value) for metric in app.metric][:4] == [
+        ("Training and evaluation ε", "1.000"),
+        ("Cohort questions ε", "0.600"),
+        ("Together ε", "1.350"),
+        ("δ", "1e-06"),
+    ]
 
 
 def test_a_researcher_asks_a_model_and_sees_price_answer_and_receipt(home: House):
@@ -184,6 +191,44 @@ def test_what_is_no_receipt_is_refused_in_words(home: House):
     assert app.error
 
 
+def test_a_fresh_stop_is_shown_as_recorded_in_force_and_waiting_for_cosignatures(home: House):
+    pid, _ = home.patient("eve", 7, choice="all-research")
+    with home.client("eve") as client:
+        receipt = client.post(f"/v1/consents/{pid}/revoke")["receipt"]
+    app = show(home, "public", "verify")
+    app.text_area(key="receipt").set_value(viewmodels.as_json(receipt)).run()
+    app.button[0].click().run()
+    assert not app.exception
+    assert not app.success
+    assert app.info[0].value == wording.VERIFY_WAITING
+    shown = [text.value.replace("\\", "") for text in app.markdown]
+    (waiting,) = [text for text in shown if text.startswith("⏳")]
+    assert "recorded; waiting for the hospitals' cosignatures (0 of 2)" in waiting
+    assert "stopping is in force" in waiting
+    assert not [text for text in shown if text.startswith("✓") and "cosign" in text]
+
+
+def frame(home: House, *, demo: bool) -> AppTest:
+    """The portal itself, pages and footer, as somebody who has not signed in sees it."""
+    before = session.portal()
+    session.configure(replace(before, demo=demo))
+    app = AppTest.from_file(str(Path(ui.__file__).parent / "portal.py"), default_timeout=20)
+    OPEN.append(app)
+    app.run()
+    session.configure(before)
+    assert not app.exception
+    return app
+
+
+def test_only_the_demos_portal_says_that_people_are_made_up_and_records_from_1988(home: House):
+    said = [text.value for text in frame(home, demo=True).markdown]
+    assert wording.HONESTY in said
+    plain = [text.value for text in frame(home, demo=False).markdown]
+    assert wording.HONESTY not in plain
+    assert wording.NOT_CLINICAL in plain
+    assert not [text for text in plain if "1988" in text or "made-up" in text]
+
+
 @pytest.mark.parametrize("page", ["status", "approvals", "budget", "quality", "desk"])
 def test_the_console_shows_the_hospitals_own_node(home: House, page: str):
     assert show(home, "hospital", page).title
@@ -197,7 +242,12 @@ def test_a_study_is_read_before_the_hospital_signs_it(home: House):
     app.text_input[0].set_value("0.1").run()
     app.button[0].click().run()
     assert "epsilon" in app.error[0].value
+    assert shown["training and evaluation ε"] == "1"
+    together = shown["together ε (your limit holds this)"].split()[0]
     app.text_input[0].set_value("1").run()
+    app.button[0].click().run()
+    assert f"epsilon {together}" in app.error[0].value.replace("\\", "")
+    app.text_input[0].set_value(together).run()
     app.button[0].click().run()
     assert not app.exception
     assert list(app.dataframe[0].value["study"]) == ["heart v1"]

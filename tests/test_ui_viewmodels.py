@@ -100,7 +100,7 @@ def test_what_her_browser_signs_opens_as_her_request():
     document = {name: part for name, part in asking.items() if name != "proof"}
     signature = key.sign(to_sign(document, asking["proof"]))
     for text in (b64u(signature), base64.b64encode(signature).decode()):
-        signed = viewmodels.signed_request(asking, key.did, text)
+        (signed,) = viewmodels.signed_request(asking, key.did, text).values()
         opened = open_document(UseRequest, parse_object(from_b64u(signed)), issuers={key.did})
         assert (opened.subject.pid, opened.at) == ("a" * 26, 1_800_000_000)
     for did, text in (
@@ -149,7 +149,9 @@ def test_a_metric_that_noise_swallowed_is_said_to_be_unknown():
     metric = {"group": "female", "count_noised": 10}
     said = {
         "metrics": [metric, metric | {"auc_micro": 900_000, "auc_sd_micro": 20_000}],
-        "epsilon_micro": 1_000_000,
+        "epsilon_micro": 900_000,
+        "cohort_epsilon_micro": 400_000,
+        "together_epsilon_micro": 1_000_000,
         "delta_pico": 1_000_000,
         "adversary": "mode A: …",
         "relation": "add/remove one patient",
@@ -170,7 +172,9 @@ def test_a_metric_that_noise_swallowed_is_said_to_be_unknown():
     view = viewmodels.passport({"passport": {"document": {"credentialSubject": said}}})
     assert [row["AUC ± sd"] for row in view.metric_rows] == ["too few", "0.900 ± 0.020"]
     assert view.auc_rows == [{"group": "female", "AUC": 0.9}]
-    assert (view.epsilon, view.delta) == ("1.000", "1e-06")
+    assert (view.epsilon, view.cohort_epsilon, view.together_epsilon) == ("0.900", "0.400", "1.000")
+    assert view.delta == "1e-06"
+    assert "a factor of 2.7," in view.promise  # of the whole study, not of the model alone
 
 
 def test_a_value_left_out_is_missing_and_not_zero():
@@ -201,10 +205,26 @@ def test_a_missing_answer_of_consent_counts_as_none():
 
 
 def test_the_notice_names_the_exact_file_that_is_shown():
-    content = (Path(viewmodels.__file__).parent / "notices/en-1.md").read_bytes()
+    content = (Path(viewmodels.__file__).parent / "notices/en-2.md").read_bytes()
+    assert (notice()["uri"], notice()["version"]) == ("urn:coop:notice:en-2", "2")
     assert notice()["sha256"] == hashlib.sha256(content).hexdigest()
     assert notice_text().encode() == content
     assert viewmodels.below_title(notice_text()).startswith("## ")
+
+
+def test_no_word_of_a_notice_that_patients_signed_under_ever_changes():
+    folder = Path(viewmodels.__file__).parent / "notices"
+    assert {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.md")
+    } == {
+        "en-1.md": "c899b261913022c637c2f2792477109598b9a0b24c2d49b6123ed79a24811a80",
+        "en-2.md": "640d07443fcea47f93b0dcf44c31c6304563e2dbe3a2489abdb7917eb152fa24",
+    }
+
+
+def test_the_notice_in_force_is_true_of_any_cooperative():
+    words = notice_text().lower()
+    assert not [fact for fact in ("demonstration", "made-up", "1988", "public") if fact in words]
 
 
 def test_a_node_with_an_ailing_part_needs_its_staff():
@@ -213,3 +233,38 @@ def test_a_node_with_an_ailing_part_needs_its_staff():
     ailing = {"desk": part | {"code": "coop.unavailable"}}
     assert "desk" in console_views.node_status({"stopped": False, "parts": ailing}).headline
     assert not console_views.node_status({"stopped": True, "parts": {}}).ok
+
+
+def test_staff_read_what_a_study_costs_in_each_part_and_together():
+    cost = {"training_and_evaluation": "0.96", "cohort_questions": "0.25", "together": "0.999"}
+    study = {
+        "title": "Hearts",
+        "proposer": "us",
+        "commercial": False,
+        "purpose": "DUO:0000042",
+        "uses": [],
+        "data_class": "cardiology",
+        "ethics_reference": "none",
+        "expires": 0,
+    }
+    review = {"study": study, "fields": [], "software": "x", "witnesses": {}}
+    rows = console_views.review_rows({**review, "epsilon": cost, "delta": "0.000001"})
+    shown = {row["what"]: row["value"] for row in rows}
+    assert shown["training and evaluation ε"] == "0.96"
+    assert shown["cohort questions ε"] == "0.25"
+    assert shown["together ε (your limit holds this)"] == "0.999 (δ 0.000001)"
+    assert not [row for row in console_views.review_rows(review) if "ε" in row["what"]]
+
+
+def test_staff_read_which_documents_they_set_aside_and_why():
+    act = {
+        "log_index": 12,
+        "pid": "",
+        "code": "consent.wrong-key",
+        "reason": "nobody signed it",
+        "document_sha256": "a" * 64,
+        "at": 0,
+    }
+    (row,) = console_views.set_aside_rows({"set_aside": [act]})
+    assert (row["log entry"], row["record"], row["reason"]) == (12, "none", "nobody signed it")
+    assert (row["document"], row["did not verify"]) == ("a" * 64, "consent.wrong-key")

@@ -138,7 +138,8 @@ def test_a_withdrawal_of_a_moment_ago_is_on_the_list_though_no_round_came_since(
 
 def asked(coop, key, *, pid, site=HOSPITAL, at=None):
     request = issue(UseRequest(site=site, pid=pid), key, now() if at is None else at)
-    return asked_for(coop.site, request, now())
+    coop.mirror.sync()
+    return asked_for(coop.site, coop.mirror.speakers(), request, now())
 
 
 def test_a_list_is_given_to_the_records_own_key_only(coop):
@@ -155,27 +156,32 @@ def test_a_list_is_given_to_the_records_own_key_only(coop):
 def test_a_request_counts_for_ten_minutes(coop):
     (her,) = coop.newcomers(1)
     request = issue(UseRequest(site=HOSPITAL, pid=her.pid), her.key, 1_900_000_000)
+    coop.mirror.sync()
+    speakers = coop.mirror.speakers()
     for at, good in ((-121, False), (-120, True), (0, True), (599, True), (600, False)):
         if good:
-            assert asked_for(coop.site, request, 1_900_000_000 + at) == her.pid
+            assert asked_for(coop.site, speakers, request, 1_900_000_000 + at) == her.pid
             continue
         with pytest.raises(NotAskedError):
-            asked_for(coop.site, request, 1_900_000_000 + at)
+            asked_for(coop.site, speakers, request, 1_900_000_000 + at)
 
 
 def test_an_earlier_key_and_an_altered_request_get_no_list(coop):
     (her,) = coop.newcomers(1)
     request = issue(UseRequest(site=HOSPITAL, pid=her.pid), her.key, now())
     subject = {**request["credentialSubject"], "pid": "z" * 26}
+    coop.mirror.sync()
+    speakers = coop.mirror.speakers()
     with pytest.raises(BadSignatureError):
-        asked_for(coop.site, {**request, "credentialSubject": subject}, now())
+        asked_for(coop.site, speakers, {**request, "credentialSubject": subject}, now())
     with pytest.raises(WrongDocumentError):
-        asked_for(coop.site, {}, now())
+        asked_for(coop.site, speakers, {}, now())
+    assert asked_for(coop.site, speakers, request, now()) == her.pid
     with coop.site.database.unit_of_work() as connection:
         new = {"digest": "f" * 64, "pid": her.pid, "did": SigningKey.generate().did}
         connection.execute(enrolled.insert().values(**new, document="{}", at=now() + 1))
     with pytest.raises(NotAskedError):
-        asked_for(coop.site, request, now())
+        asked_for(coop.site, coop.mirror.speakers(), request, now())
 
 
 def test_a_stranger_has_no_list(coop):

@@ -153,6 +153,41 @@ def test_too_few_cosigners_is_said_and_not_hidden(world: World):
     assert verify_receipt(world.bundle(digest), TRUST).witnessed
 
 
+def test_a_receipt_that_waits_for_cosignatures_is_not_shown_as_complete(world: World):
+    digest = world.record(KIND, consent_receipt(1, event="grant"))
+    report = verify_receipt(world.bundle(digest), TRUST)
+    text = f"{KIND}: recorded; waiting for the hospitals' cosignatures (0 of 2)"
+    assert report.waiting == report.to_json()["waiting"] == [text]
+    assert not [step for step in report.steps if "cosign" in step]
+    assert report.lines()[-2:] == [
+        f"wait {text}",
+        "receipt: genuine and recorded, not yet complete",
+    ]
+    world.witness("zurich", "budapest")
+    report = verify_receipt(world.bundle(digest), TRUST)
+    assert report.waiting == []
+    assert "cosigned by 2 (needs 2)" in report.steps[0]
+    assert report.lines()[-1] == "receipt: verified"
+
+
+@pytest.mark.parametrize("event", ["revoke", "suspend"])
+def test_a_stop_that_waits_for_cosignatures_is_said_to_be_in_force(world: World, event: str):
+    digest = world.record(KIND, consent_receipt(1, event=event))
+    (text,) = verify_receipt(world.bundle(digest), TRUST).waiting
+    assert text.endswith("(0 of 2); stopping is in force all the same and needs none")
+
+
+def test_a_log_that_waits_for_cosignatures_says_so(world: World):
+    world.record(KIND, consent_receipt(1))
+    with world.database.reading() as connection:
+        export = world.journal.export(connection)
+    report = verify_log(export, TRUST)
+    assert report.waiting == [
+        "checkpoint: recorded; waiting for the hospitals' cosignatures (0 of 2)"
+    ]
+    assert not report.witnessed
+
+
 def test_a_signature_nobody_can_check_is_refused(bundle):
     text = str(bundle["proof"])
     extra = note.cosign(text.partition("\n\n")[2], name="elsewhere", key=key("x"), now=NOW)

@@ -45,6 +45,21 @@ def check_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def set_aside_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Documents of the log that staff set aside."""
+    return [
+        {
+            "when": day(int(act["at"])),
+            "log entry": act["log_index"],
+            "record": act["pid"] or "none",
+            "did not verify": act["code"],
+            "reason": act["reason"],
+            "document": act["document_sha256"],
+        }
+        for act in report["set_aside"]
+    ]
+
+
 def approval_rows(approved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What this hospital signed."""
     return [
@@ -73,17 +88,31 @@ def review_rows(review: Mapping[str, Any]) -> list[dict[str, str]]:
     shown = {
         "title": study["title"],
         "asked by": f"{study['proposer']} ({'for' if study['commercial'] else 'not for'} profit)",
-        "purpose": f"{study['purpose']} {study.get('disease', '')}",
+        "purpose": " ".join(
+            [study["purpose"], study.get("disease", ""), *study.get("further_purposes", [])]
+        ),
         "uses": ", ".join(study["uses"]),
         "data": f"{study['data_class']}: {', '.join(review['fields'])}",
         "ethics": study["ethics_reference"],
-        "ε for a patient": f"{review['epsilon']} (δ {review['delta']})" if plan else "",
+        **_epsilons(review),
         "rounds": str(plan.get("rounds", "")),
         "ends": day(int(study["expires"])),
         "software": review["software"],
         "witnesses": ", ".join(review["witnesses"]),
     }
     return [{"what": name, "value": value} for name, value in shown.items() if value]
+
+
+def _epsilons(review: Mapping[str, Any]) -> dict[str, str]:
+    """What the study costs a patient; empty where its plan is impossible."""
+    if "epsilon" not in review:
+        return {}
+    cost = review["epsilon"]
+    return {
+        "training and evaluation ε": cost["training_and_evaluation"],
+        "cohort questions ε": cost["cohort_questions"],
+        "together ε (your limit holds this)": f"{cost['together']} (δ {review['delta']})",
+    }
 
 
 def budget_rows(entry: Mapping[str, Any], plan: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ class Portal:
     ca_file: Path | None = None
     node_url: str = ""
     node_token: str = field(default="", repr=False)
+    demo: bool = False
+    """Its people are made up, and its pages say so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,14 @@
 """From the hub's JSON to what a page shows: pure functions, ready for another front end."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from coop.canonical import b64u, jcs
-from coop.documents.consent import UseRequest
+from coop.documents.consent import UseRequest, use_request_header
 from coop.documents.envelope import for_signer, with_signature
 from ui import wording
 
@@ -56,6 +56,9 @@ class PassportView:
     """A model's passport in words and tables."""
 
     epsilon: str
+    """Of training and evaluation."""
+    cohort_epsilon: str
+    together_epsilon: str
     delta: str
     mode: str
     promise: str
@@ -176,10 +179,10 @@ def use_request(entry: Mapping[str, Any], now: int) -> dict[str, Any]:
     return {**document, "proof": proof}
 
 
-def signed_request(asking: Mapping[str, Any], did: str, signature: str) -> str:
-    """The request as it goes to the hub, once her browser has signed it."""
+def signed_request(asking: Mapping[str, Any], did: str, signature: str) -> dict[str, str]:
+    """The header that takes the request to the hub, once her browser has signed it."""
     document = {name: part for name, part in asking.items() if name != "proof"}
-    return b64u(jcs(with_signature(document, asking["proof"], did, signature)))
+    return use_request_header(with_signature(document, asking["proof"], did, signature))
 
 
 def use_rows(statement: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -283,11 +286,17 @@ def passport(card: Mapping[str, Any]) -> PassportView:
         "record_sha256",
         "training_root",
     )
+    factor = f"{math.exp(said['together_epsilon_micro'] / _MICRO):.1f}"
     return PassportView(
         epsilon=f"{said['epsilon_micro'] / _MICRO:.3f}",
+        cohort_epsilon=f"{said['cohort_epsilon_micro'] / _MICRO:.3f}",
+        together_epsilon=f"{said['together_epsilon_micro'] / _MICRO:.3f}",
         delta=f"{said['delta_pico'] / _PICO:.0e}",
         mode=said["adversary"].split(":")[0],
-        promise=f"{wording.EPSILON} Relation: {said['relation']}; accountant: {said['accountant']}",
+        promise=(
+            f"{wording.EPSILON_OF_STUDY.format(factor=factor)} "
+            f"Relation: {said['relation']}; accountant: {said['accountant']}"
+        ),
         metric_rows=rows,
         auc_rows=[
             {"group": metric["group"], "AUC": round(metric["auc_micro"] / _MICRO, 3)}

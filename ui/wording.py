@@ -24,10 +24,12 @@ BUDGET: Final = "Privacy budget"
 QUALITY: Final = "Data quality"
 DESK: Final = "Enrolment desk"
 
+NOT_CLINICAL: Final = "No model here is for clinical use."
 HONESTY: Final = (
-    "These are real hospital records from 1988 and made-up people. The hospitals named are not "
-    "members. No model here is for clinical use."
+    "This is a demonstration: real hospital records from 1988 and made-up people. The hospitals "
+    f"named are not members. {NOT_CLINICAL}"
 )
+"""Said by the demo's portal only."""
 SIGN_IN_TEXT: Final = (
     "You sign in with the service your cooperative uses. We learn only that it is you again, not "
     "your name or address."
@@ -59,8 +61,14 @@ DECIDE_TEXT: Final = (
 )
 EPSILON: Final = (
     "Because you take part, the odds of any conclusion anyone can draw from what leaves your "
-    "hospital change by at most a factor of about 2.7 in one study, with a failure allowance of "
-    "one in a million."
+    "hospital change by at most a factor of about 2.7 in one study, training, tests and questions "
+    "about groups together, with a failure allowance of one in a million. Your hospital can sign a "
+    "higher limit for a study, at most a factor of about 20."
+)
+EPSILON_OF_STUDY: Final = (
+    "Because a patient takes part in all of this study, the odds of any conclusion anyone can draw "
+    "from what leaves her hospital change by at most a factor of {factor}, but for a failure "
+    "allowance of δ."
 )
 SIGNED: Final = "Signed and recorded in the public log as entry {index}."
 USES_TEXT: Final = (
@@ -71,6 +79,10 @@ USES_ASK: Final = "Ask my hospital for the list"
 USES_WHY: Final = (
     "Sign this request with the key on this device. So nobody, not even the cooperative, can ask "
     "for your list in your name. Without your key, ask at the hospital's desk."
+)
+USES_AGAIN: Final = (
+    "You can ask again with the button above; a request counts for ten minutes. If it is refused "
+    "once more, ask at the hospital's desk."
 )
 USES_SIGNED: Final = [["What I do", "Ask for the list of what used my record"]]
 NO_USES: Final = "Nothing has used your record so far."
@@ -104,6 +116,9 @@ LOG_TEXT: Final = (
     "can only grow. Its newest checkpoint is signed by {names}. `coop verify log` checks all of it "
     "on your own computer."
 )
+SET_ASIDE: Final = (
+    "Set aside by your staff. Each record counts as denied until its patient signs a choice again."
+)
 LOG_NOTE: Final = "The signed checkpoint"
 BUDGET_TEXT: Final = (
     "Figures are zCDP rho, the most that any one patient paid. What is spent never comes back."
@@ -122,6 +137,11 @@ CONSOLE_EXACT: Final = (
 VERIFY_TEXT: Final = (
     "Paste a receipt. The hub checks it step by step. To check without trusting the hub, run the "
     "command below on your own computer with the keys you pinned."
+)
+VERIFY_COMPLETE: Final = "Every step holds."
+VERIFY_WAITING: Final = (
+    "Genuine and recorded, but not complete yet: too few hospitals have cosigned the log that "
+    "holds it. Download the receipt again in a minute."
 )
 
 PRESETS: Final = {

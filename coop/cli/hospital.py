@@ -126,12 +126,22 @@ def enrol(
     state: State = HERE,
     as_json: Json = False,
 ) -> None:
-    """Print a single-use code for a patient whose identity you have checked."""
-    from federated import desk
+    """Print a single-use code for a patient whose identity you have checked.
+
+    With `--method custodial` there is no code: this hospital makes and holds a key for a patient
+    who cannot, and every consent signed with it says so.
+    """
+    from federated import custody, desk
 
     if method not in {"desk", "post", "custodial"}:
         raise typer.BadParameter("must be desk, post or custodial", param_hint="--method")
     site = _open(state)
+    if method == "custodial":
+        with _hub(site) as hub:
+            held = custody.enrol(site, hub, record_key, now=int(time.time()))
+        site.close()
+        show(held, as_json, f"this hospital holds the key of {held['pid']}: {held['did']}")
+        return
     codes = desk.enrol(site, [record_key], method=method, now=int(time.time()))  # type: ignore[arg-type]  # checked above
     site.close()
     text = f"{codes[record_key]}\nsingle use, valid for seven days; it is shown only now"
@@ -167,8 +177,40 @@ def doctor(state: State = HERE, as_json: Json = False) -> None:
         lines.append(f"{'ok  ' if entry['ok'] else 'FAIL'} {name:16} {entry['found']}")
         if not entry["ok"] and entry.get("fix"):
             lines.append(f"     fix: {entry['fix']}")
+    if report["set_aside"]:
+        lines.append(told({"set aside": report["set_aside"]}))
     show(report, as_json, "\n".join(lines))
     raise typer.Exit(0 if report["ok"] else 1)
+
+
+@app.command()
+def quarantine(
+    index: Annotated[int, typer.Argument(help="The log entry that `coop hospital doctor` names.")],
+    reason: Annotated[str, typer.Option(help="What you found out, for whoever reads it later.")],
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Set aside a document that does not verify: its patient is denied until she signs again."""
+    from federated import quarantine as documents
+    from federated.mirror import Mirror
+
+    site = _open(state)
+    signed = documents.set_aside(site, index, reason, now=int(time.time()))
+    try:
+        with _hub(site) as hub:
+            Mirror(site, hub).sync()
+    except CoopError as error:
+        lease = f"no lease yet ({error.code}); see `coop hospital doctor`"
+    else:
+        lease = "leases are possible again"
+    site.close()
+    pid = signed["credentialSubject"]["pid"]
+    whose = f"{pid} is denied until she signs a choice again" if pid else "it names nobody here"
+    show(
+        {"quarantine": signed, "lease": lease},
+        as_json,
+        f"entry {index} is set aside: {whose}\n{lease}",
+    )
 
 
 @app.command("dry-run")
@@ -274,17 +316,38 @@ def restore(
     state: State = HERE,
     as_json: Json = False,
 ) -> None:
-    """Put a backup into an empty folder. Budget spent after the backup is unknown: approve anew."""
-    from coop.backup import restore_folder
-    from federated.approval import distrust_budgets
+    """Put a backup into a new folder. What was spent after it is unknown: every patient is charged.
 
-    report = restore_folder(source, state, needs="site.key")
+    Every approval ends and each study needs a new version. Nothing can be approved before the
+    cooperative was asked which approvals came after the backup.
+    """
+    from coop.backup import restore_folder
+    from federated import after_restore, approval
+
+    now, ended = int(time.time()), 0
+
+    def distrust(folder: Path) -> None:
+        nonlocal ended
+        site = _open(folder)
+        ended = approval.distrust_budgets(site, now=now)
+        site.close()
+
+    report = restore_folder(source, state, needs="site.key", prepare=distrust)
     site = _open(state)
-    report["approvals_ended"] = distrust_budgets(site, now=int(time.time()))
+    try:
+        with _hub(site) as hub:
+            approval.settle_restore(site, hub, now=now)
+    except CoopError as error:
+        settled = str(error)
+    else:
+        settled = "whatever was approved since then is charged for, too"
+    facts = after_restore.facts(site)
     site.close()
-    ended = f"{report['approvals_ended']} approvals ended: budget spent since is unknown here"
-    text = f"{report['files']} files in {state}\n{ended}; coop hospital approve each study anew"
-    show(report, as_json, text)
+    text = (
+        f"{report['files']} files in {state}\n{ended} approvals ended; every patient is charged "
+        f"{facts['charged_rho']} rho for what they may have spent since\n{settled}"
+    )
+    show({**report, "approvals_ended": ended, **facts}, as_json, text)
 
 
 def _open(state: Path) -> "Site":

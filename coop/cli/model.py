@@ -63,7 +63,7 @@ def verify(
     folder = Path(which)
     bundle, files = _read(folder) if folder.is_dir() else _fetch(which)
     report = verified(bundle, files, trusted)
-    lines = [*(f"ok   {step}" for step in report.steps), f"{report.what}: verified"]
+    lines = report.lines()
     show(report.to_json(), as_json, "\n".join(lines))
 
 
@@ -134,8 +134,10 @@ def _card_text(card: Mapping[str, Any]) -> str:
 
 def _privacy(said: Mapping[str, Any]) -> str:
     return (
-        f"privacy: epsilon {said['epsilon_micro'] / _MICRO:.3f} "
-        f"({said['training_epsilon_micro'] / _MICRO:.3f} of it training), "
+        f"privacy: training and evaluation epsilon {said['epsilon_micro'] / _MICRO:.3f} "
+        f"(training alone {said['training_epsilon_micro'] / _MICRO:.3f}), "
+        f"cohort questions {said['cohort_epsilon_micro'] / _MICRO:.3f}, "
+        f"together {said['together_epsilon_micro'] / _MICRO:.3f}, "
         f"delta {said['delta_pico'] / _PICO:.0e}, {said['relation']}, {said['accountant']}"
     )
 

@@ -136,18 +136,28 @@ def receipts(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to keep each receipt in, for coop verify.")
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="Also as fhir, fhir-r5, dpv (ISO 27560) or kantara."),
+    ] = None,
+    jurisdiction: Annotated[
+        str | None, typer.Option(help="Whose law applies, like EU; Kantara needs it.")
+    ] = None,
     trust: TrustFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Every decision of yours with its proof, verified."""
     import orjson
 
+    from coop.cli.receipt_forms import exports
     from coop.verify import verify_consent
 
     pinned = _trusted(trust)
     with _client(_key(key)) as client:
         pid = _pid(client)
         events = client.get(f"/v1/consents/{pid}/history")["events"]
+        standing = client.get(f"/v1/consents/{pid}")
+    others = exports(form, events, standing, jurisdiction, int(time.time())) if form else None
     for event in events:
         report = verify_consent(event["proof"], pinned) if pinned else None
         event["verified"] = report is not None
@@ -156,12 +166,19 @@ def receipts(
             out.mkdir(parents=True, exist_ok=True)
             event["file"] = str(out / f"consent-{event['sequence']:04d}.json")
             Path(event["file"]).write_bytes(orjson.dumps(event["proof"]))
+        if others is not None:
+            event[str(form)] = others[event["sequence"]]
+            if out is not None and event[str(form)] is not None:
+                other = out / f"consent-{event['sequence']:04d}.{form}.json"
+                other.write_bytes(orjson.dumps(event[str(form)]))
     lines = [
         f"{event['sequence']:>3} {event['event']:8} entry {event['log_index']:<7} "
         f"{'verified' if event['verified'] else 'NOT VERIFIED'}"
         f"{', seen by other hospitals' if event['witnessed'] else ''}"
         for event in events
     ]
+    if others is not None and out is None:
+        lines = [orjson.dumps(other).decode() for other in others.values() if other is not None]
     show({"pid": pid, "events": events}, as_json, "\n".join(lines) or "no decision yet")
 
 
@@ -176,7 +193,7 @@ def statement(key: KeyFile = HERE, trust: TrustFile = None, as_json: AsJson = Fa
     with _client(signing) as client:
         pid, site = _record(client)
         signed = request_uses(signing, site, pid, int(time.time()))
-        document = client.get("/v1/me/uses", pid=pid, signed=signed)
+        document = client.get("/v1/me/uses", pid=pid, headers=signed)
     document = document.get("document", document)
     if pinned:
         opened = open_as(UseStatement, document, pinned).subject

@@ -55,7 +55,7 @@ def portal(
                 "COOP_OIDC_ISSUER and COOP_OIDC_CLIENT_SECRET: name the sign-in service "
                 "(docs/reference/settings.md); `make demo-serve` brings its own"
             )
-        here = Portal(hub_url=settings.hub_url, ca_file=settings.ca_file)
+        here = Portal(hub_url=settings.hub_url, ca_file=settings.ca_file, demo=settings.demo)
         sign_in = {
             "issuer": settings.oidc_issuer,
             "client_id": settings.oidc_client_id,

@@ -19,6 +19,11 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The study's id.")]
 Version = Annotated[int | None, typer.Option(help="Its version; the newest by default.")]
 _POLL_S: Final = 1.0
 _ENDED: Final = frozenset({"finished", "failed", "cancelled"})
+_READING: Final = {
+    "clear": "",
+    "people": "PEOPLE MUST JUDGE what it is for; until a version says it, nothing is permitted\n",
+    "unknown": "its purpose is none we know; no hospital will approve it\n",
+}
 _OPEN: Final = frozenset({"queued", "running"})
 
 
@@ -61,6 +66,7 @@ def propose(
         answer = client.post("/v1/studies", {"document": document})
     text = (
         f"proposed {answer['study_id']} v{answer['version']}: {answer['digest']}\n"
+        f"{_READING[answer['reading']]}"
         f"it is ready when {answer['quorum']} hospitals have approved it"
     )
     show(answer, as_json, text)
@@ -86,14 +92,14 @@ def shown(study_id: Id, version: Version = None, as_json: AsJson = False) -> Non
         answer = client.get(f"/v1/studies/{study_id}", version=version)
     opened = _opened(answer["document"])
     study = opened.subject
-    budget = study.budget
     text = (
         f"{study.study_id} v{study.version} ({answer['state']}): {study.title}\n"
         f"{study.lay_summary}\n"
         f"by {study.proposer}, signed by {opened.issuer}\n"
-        f"purpose {study.purpose} {study.disease or ''}; uses {', '.join(study.uses)}\n"
-        f"privacy: epsilon {budget.epsilon_micro / 1e6:g}, delta {budget.delta_pico / 1e12:g}, "
-        f"add/remove one patient\n"
+        f"purpose {' '.join(_purposes(study))}; uses {', '.join(study.uses)}\n"
+        f"{_READING[answer['reading']]}"
+        f"privacy: {_epsilons(answer['epsilon'])}, "
+        f"delta {study.budget.delta_pico / 1e12:g}, add/remove one patient\n"
         f"approved by {', '.join(a['site'] for a in answer['approvals']) or 'nobody yet'}; "
         f"{answer['quorum']} needed"
     )
@@ -184,6 +190,20 @@ def _opened(document: dict[str, Any]) -> Any:  # noqa: ANN401  (its type would l
     from coop.documents.study import Study
 
     return open_document(Study, document, issuers=None)
+
+
+def _purposes(study: Any) -> list[str]:  # noqa: ANN401  (a Study; its type would load too much)
+    return [study.purpose, *([study.disease] if study.disease else []), *study.further_purposes]
+
+
+def _epsilons(cost: dict[str, int] | None) -> str:
+    if cost is None:
+        return "a budget that cannot be split as it says"
+    return (
+        f"training and evaluation epsilon {cost['training_and_evaluation_micro'] / 1e6:.3f}, "
+        f"cohort questions epsilon {cost['cohort_questions_micro'] / 1e6:.3f}, "
+        f"together epsilon {cost['together_micro'] / 1e6:.3f}"
+    )
 
 
 def _plain(run: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from coop.demo.house import House, program, shown
 from coop.demo.learning import released
-from coop.demo.stage import free_port
 
 _MIB = 2**20
 
@@ -85,11 +84,10 @@ def close(house: House, facts: dict[str, Any]) -> None:
 
 def keep_serving(house: House) -> None:
     """Serve the portal until Ctrl-C; print the address, the passphrases and unused codes."""
-    port = free_port()
-    origin = f"http://localhost:{port}"
+    origin = house.portal_url
     environment = {
         **house.environment(),
-        "COOP_PORTAL_PORT": str(port),
+        "COOP_PORTAL_PORT": str(house.portal_port),
         "COOP_PORTAL_URL": origin,
     }
     command = [str(Path(sys.executable).parent / "coop"), "portal"]

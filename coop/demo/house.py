@@ -55,6 +55,7 @@ class House:
     provider: Provider
     client_secret: str
     hub_port: int
+    portal_port: int = field(default_factory=free_port)
     hub: Child | None = None
     hospitals: dict[str, Hospital] = field(default_factory=dict)
     researcher: Client | None = None
@@ -75,6 +76,11 @@ class House:
     def hub_url(self) -> str:
         """Where the hub answers."""
         return f"https://127.0.0.1:{self.hub_port}"
+
+    @property
+    def portal_url(self) -> str:
+        """Where the portal answers while the demo serves it."""
+        return f"http://localhost:{self.portal_port}"
 
     @property
     def ca_file(self) -> Path:
@@ -198,7 +204,7 @@ class House:
 
     def await_portal(self, origin: str) -> None:
         """Wait until the portal serves its pages."""
-        with httpx.Client() as client:
+        with httpx.Client(trust_env=False) as client:  # a proxy does not know this machine's ports
             self._wait(lambda: client.get(f"{origin}/_stcore/health").raise_for_status(), "portal")
 
     def _wait(self, probe: Any, what: str) -> None:  # noqa: ANN401  (any callable that raises while not ready)
@@ -249,7 +255,11 @@ def open_house(stage: Stage, narrator: Narrator) -> House:
     house.client_secret = house.provider.client_secret
     _serve(house.provider)
     settings = Settings(
-        state=house.folder / "hub", port=house.hub_port, hub_url=house.hub_url, demo=True
+        state=house.folder / "hub",
+        port=house.hub_port,
+        hub_url=house.hub_url,
+        portal_url=house.portal_url,
+        demo=True,
     )
     folder = HubFolder.init(
         settings, legal_mode=LegalMode.STRICTEST, origin="demo.coop/log", now=int(time.time())

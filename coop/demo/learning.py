@@ -150,7 +150,10 @@ def evaluation(house: House, facts: dict[str, Any]) -> None:
     facts["training"]["delta_pico"] = passport["delta_pico"]
     rows = {metric["group"]: metric for metric in passport["metrics"]}
     house.narrator.say(
-        f"{model['model_id']}: ε {passport['epsilon_micro'] / MICRO:.3f}, δ "
+        f"{model['model_id']}: training and evaluation ε "
+        f"{passport['epsilon_micro'] / MICRO:.3f}, cohort questions ε "
+        f"{passport['cohort_epsilon_micro'] / MICRO:.3f}, together ε "
+        f"{passport['together_epsilon_micro'] / MICRO:.3f}; δ "
         f"{passport['delta_pico'] / 1e12:.0e}, {passport['relation']}, {passport['accountant']}"
     )
     for group, metric in rows.items():

@@ -153,7 +153,7 @@ def _uses(house: House, ada: Client, pid: str) -> dict[str, Any]:
     """Her hospital's list, asked for with her own key."""
     key = SigningKey.load(house.folder / "keys" / "ada.key")
     signed = request_uses(key, ADA_AT, pid, int(time.time()))
-    statement: dict[str, Any] = ada.get("/v1/me/uses", pid=pid, signed=signed)
+    statement: dict[str, Any] = ada.get("/v1/me/uses", pid=pid, headers=signed)
     return statement
 
 

@@ -1,11 +1,13 @@
 """Enrolment and consent: what a hospital says about a key, what a patient says about her record."""
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from coop.canonical import b64u, jcs
+from coop.canonical import Json, b64u, jcs
 from coop.documents.envelope import Subject, issue
+from coop.documents.people import check_guardians
 from coop.documents.provision import Policy
 from coop.documents.study import Name, Part, Sha256
 from coop.keys import SigningKey
@@ -22,6 +24,17 @@ class Notice(Part):
     sha256: str = Sha256
 
 
+class Capture(Part):
+    """A decision made on paper, signed for her by the hospital's custodian of her key."""
+
+    paper_sha256: str = Sha256
+    """Of the scan, which stays at the hospital."""
+    registrar: str = Sha256
+    """A keyed digest of the registrar's name that only her hospital can open."""
+    language: str = Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
+    """Of the form, as a BCP 47 tag."""
+
+
 class Enrolment(Subject):
     """A hospital's word that `key` speaks for `pid`."""
 
@@ -33,13 +46,25 @@ class Enrolment(Subject):
     method: Literal["desk", "post", "custodial", "demo"]
     custody: Literal["self", "custodial", "demo"]
     code_id: str
+    next_key_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Of the key that may replace this one (`coop.documents.people.committed`)."""
+    guardians: list[str] | None = None
+    """Dids who can together give the record a new key when hers is lost."""
+    threshold: int | None = None
+    """How many of them it takes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_guardians(self.guardians, self.threshold)
+        return self
 
 
 class Consent(Subject):
     """One event of a patient's consent chain at one hospital.
 
-    Signed by the enrolled key; a *restriction* (revoke, suspend) may instead be signed by the
-    registry or the hospital for whoever was entitled (`actor`).
+    Signed by the record's key or a recorded representative's; a *restriction* (revoke, suspend) may
+    instead be signed by a guardian, or by the registry or the hospital for whoever was entitled
+    (`actor`). Who may say what is `consent.speakers`.
     """
 
     kind: ClassVar[str] = "consent"
@@ -53,7 +78,13 @@ class Consent(Subject):
     policy: Policy | None = None
     """Present in grant and amend, absent otherwise."""
     notice: Notice | None = None
-    actor: Literal["patient", "session", "registrar"] = "patient"
+    actor: Literal["patient", "custodian", "representative", "guardian", "session", "registrar"] = (
+        "patient"
+    )
+    representation: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """The representation under which a representative speaks."""
+    capture: Capture | None = None
+    """The paper behind a custodian's signature."""
 
 
 class ConsentReceipt(Subject):
@@ -106,6 +137,11 @@ class UseStatement(Subject):
     """UTC seconds of the withdrawal in force; nothing later may appear in `uses`."""
 
 
-def request_uses(key: SigningKey, site: str, pid: str, now: int) -> str:
-    """The `signed` of `GET /v1/me/uses`: a UseRequest that the record's key signs now."""
-    return b64u(jcs(issue(UseRequest(site=site, pid=pid), key, now)))
+def use_request_header(signed: Mapping[str, Json]) -> dict[str, str]:
+    """The header of `GET /v1/me/uses`: a signed UseRequest, outside the address that logs keep."""
+    return {"Coop-Use-Request": b64u(jcs(dict(signed)))}
+
+
+def request_uses(key: SigningKey, site: str, pid: str, now: int) -> dict[str, str]:
+    """The same header, of a UseRequest that the record's key signs now."""
+    return use_request_header(issue(UseRequest(site=site, pid=pid), key, now))

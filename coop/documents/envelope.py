@@ -17,12 +17,13 @@ from coop.errors import InvalidInputError, Kind
 from coop.keys import (
     SIGNATURE_BYTES,
     SigningKey,
+    is_passkey,
     iso,
     proof_options,
     proof_value_of,
     sign_document,
-    verify_document,
 )
+from coop.passkeys import RelyingParty, proof_value_of_assertion, verify_signed
 
 _VC: Final = "https://www.w3.org/ns/credentials/v2"
 
@@ -46,13 +47,14 @@ class Subject(BaseModel):
 
 
 S = TypeVar("S", bound=Subject)
+S_co = TypeVar("S_co", bound=Subject, covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened(Generic[S]):
+class Opened(Generic[S_co]):
     """A document whose signature, kind, shape and issuer were verified."""
 
-    subject: S
+    subject: S_co
     issuer: str
     """The did that signed it."""
     at: int
@@ -86,7 +88,7 @@ def unsigned(
     """The document without its proof, for signers that live elsewhere (a browser)."""
     return {
         "@context": [_VC, _domain(type(subject))],
-        "type": ["VerifiableCredential", _type(type(subject))],
+        "type": ["VerifiableCredential", type_of(type(subject))],
         "id": id or f"urn:uuid:{uuid.uuid4()}",
         "issuer": issuer,
         "validFrom": iso(now),
@@ -112,25 +114,32 @@ def with_signature(
     """
     if document["issuer"] != did:
         raise InvalidInputError("did: must be the key that the document names")
-    # Browsers give base64url or plain base64; both name the same 64 bytes.
+    # Browsers give base64url or plain base64; both name the same bytes.
     plain = signature.rstrip("=").replace("+", "-").replace("/", "_")
     try:
         data = from_b64u(plain)
     except NotCanonicalError:
         data = b""
+    if is_passkey(did):
+        return {**document, "proof": {**proof, "proofValue": proof_value_of_assertion(data)}}
     if len(data) != SIGNATURE_BYTES:
         raise InvalidInputError("signature: must be base64url of 64 bytes")
     return {**document, "proof": {**proof, "proofValue": proof_value_of(data)}}
 
 
 def open_document(
-    kind: type[S], document: Mapping[str, Json], *, issuers: Collection[str] | None
+    kind: type[S],
+    document: Mapping[str, Json],
+    *,
+    issuers: Collection[str] | None,
+    passkeys: RelyingParty | None = None,
 ) -> Opened[S]:
     """Verify and read `document`.
 
     Steps: (1) its members and domain are those of `kind`, and it is no longer than such a document
     may be; (2) its proof verifies; (3) the signer is one of `issuers`; (4) its subject parses.
-    `issuers=None` skips (3): then **the caller** must decide from `Opened.issuer`.
+    `issuers=None` skips (3): then **the caller** must decide from `Opened.issuer`. Without
+    `passkeys`, the pinned relying party, no passkey signs anything.
 
     Raises:
         WrongDocumentError: (1), (3) or (4) fails.
@@ -140,13 +149,13 @@ def open_document(
     members = {"@context", "type", "id", "issuer", "validFrom", "credentialSubject", "proof"}
     if set(document) != members or document["@context"] != [_VC, _domain(kind)]:
         raise WrongDocumentError(f"document: not a {kind.kind} document")
-    if document["type"] != ["VerifiableCredential", _type(kind)]:
-        raise WrongDocumentError(f"document: its type is not {_type(kind)}")
+    if document["type"] != ["VerifiableCredential", type_of(kind)]:
+        raise WrongDocumentError(f"document: its type is not {type_of(kind)}")
     body = jcs(dict(document))
     if len(body) > kind.bytes_max:
         raise WrongDocumentError(f"{kind.kind}: longer than {kind.bytes_max} bytes")
     # (2)
-    issuer = verify_document(document)
+    issuer = verify_signed(document, passkeys)
     # (3)
     if issuers is not None and issuer not in issuers:
         raise WrongDocumentError(
@@ -172,7 +181,8 @@ def _domain(kind: type[Subject]) -> str:
     return f"urn:coop:{kind.kind}:v1"
 
 
-def _type(kind: type[Subject]) -> str:
+def type_of(kind: type[Subject]) -> str:
+    """The word in `type` of such a document: `CoopKeyEvent`."""
     return "Coop" + "".join(word.capitalize() for word in kind.kind.split("-"))
 
 

@@ -4,7 +4,7 @@ Numbers in signed documents are integers with the unit in the name: `_micro` is 
 `_pico` a millionth of a millionth, `_nano` a thousand-millionth.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -137,6 +137,10 @@ class Study(Subject):
     commercial: bool
     purpose: str = Field(pattern=r"^DUO:[0-9]{7}$")
     disease: str | None = Field(default=None, pattern=r"^MONDO:[0-9]{7}$")
+    further_purposes: list[Annotated[str, Field(pattern=r"^(DUO|MONDO):[0-9]{7}$")]] = Field(
+        default_factory=list, max_length=15
+    )
+    """Every other purpose of the study; a record is used only if its owner permits each of them."""
     data_class: str = Name
     uses: list[str] = Field(min_length=1)
     ethics_reference: str = Field(min_length=1, max_length=200)

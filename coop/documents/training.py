@@ -154,8 +154,12 @@ class Passport(Subject):
     purpose: str
     commercial: bool
     epsilon_micro: int
-    """Composed over every line of the study's plan but the cohort line."""
+    """Training, evaluation and reserve composed: every line of the study's plan."""
     training_epsilon_micro: int
+    cohort_epsilon_micro: int
+    """Of the study's line of cohort questions, by itself."""
+    together_epsilon_micro: int
+    """Plan and cohort questions composed: what a patient loses at most who takes part in all."""
     delta_pico: int
     relation: Literal["add/remove one patient"]
     accountant: Literal["exact Gaussian"]

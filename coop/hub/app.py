@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 import consent.api
+import consent.fhir.api
+import consent.people_api
 import federated.rounds_api
 import inference_gateway.api
 from consent.registry import Registry
@@ -64,7 +66,14 @@ def create_app(settings: Settings) -> FastAPI:
     doors = Doors(database, now=_now, oidc=oidc)
     journal = Journal(database, folder.log_key, folder.origin, _now)
     economy = Economy(database, journal, hub_key, _now)
-    registry = Registry(database, journal, hub_key, _now, on_revoked=partial(stop_earning, economy))
+    registry = Registry(
+        database,
+        journal,
+        hub_key,
+        _now,
+        on_revoked=partial(stop_earning, economy),
+        passkeys=folder.passkeys,
+    )
     gateway = Gateway(database, journal, hub_key, now=_now)
     rounds = Rounds(database, journal, hub_key, now=_now)
     models = Catalogue(journal, hub_key, _now)
@@ -115,6 +124,8 @@ def create_app(settings: Settings) -> FastAPI:
         catalogue_api.routes(doors, models),
         chain_api.routes(doors, journal, rounds),
         consent.api.routes(doors, registry),
+        consent.people_api.routes(doors, registry),
+        consent.fhir.api.routes(doors, registry, journal),
         federated.rounds_api.routes(doors, rounds),
         inference_gateway.api.routes(doors, gateway),
     ):

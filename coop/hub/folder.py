@@ -1,6 +1,6 @@
 """The hub's folder: its two keys, its certificate authority, its name and its legal mode.
 
-hub.json     name of the log, legal mode, where clients reach the hub
+hub.json     name of the log, legal mode, where clients reach the hub, whose passkeys sign
 hub.key      signs documents          log.key      signs the log's checkpoints
 tls/         ca.crt ca.key server.crt server.key
 coop.sqlite  the database, unless COOP_DATABASE_URL names another
@@ -18,10 +18,11 @@ import sqlalchemy as sa
 
 from consent.chain import cosigners_needed
 from coop import members, tls
-from coop.canonical import jcs, parse_object
+from coop.canonical import Json, jcs, parse_object
 from coop.errors import ConflictError, InvalidInputError, NotFoundError
 from coop.journal.trust import Trust
 from coop.keys import SigningKey
+from coop.passkeys import RelyingParty
 from coop.settings import Settings
 
 _ORIGIN: Final = re.compile(r"[a-z0-9][a-z0-9.:/_-]{0,127}")
@@ -53,6 +54,8 @@ class HubFolder:
     """The log's name, for ever: it stands in every checkpoint."""
     hub_url: str
     legal_mode: LegalMode
+    passkeys: RelyingParty | None
+    """The portal at which patients may sign with passkeys, for ever."""
 
     @classmethod
     def init(cls, settings: Settings, *, legal_mode: LegalMode, origin: str, now: int) -> Self:
@@ -75,12 +78,15 @@ class HubFolder:
         (folder / "tls").mkdir(mode=0o700)
         tls.make_authority(folder / "tls", name=f"{origin} authority", now=now)
         tls.make_server_certificate(folder / "tls", names=_names(settings), now=now)
-        about = {
+        about: dict[str, Json] = {
             "v": 1,
             "origin": origin,
             "hub_url": settings.hub_url,
             "legal_mode": str(legal_mode),
         }
+        portal = settings.portal_url or f"http://localhost:{settings.portal_port}"
+        if party := RelyingParty.at(portal):
+            about["passkeys"] = party.to_json()
         (folder / "hub.json").write_bytes(jcs(about) + b"\n")
         return cls.open(folder)
 
@@ -102,6 +108,7 @@ class HubFolder:
             origin=str(about["origin"]),
             hub_url=str(about["hub_url"]),
             legal_mode=LegalMode(str(about["legal_mode"])),
+            passkeys=RelyingParty.of(about["passkeys"]) if "passkeys" in about else None,
         )
 
     @property
@@ -118,6 +125,7 @@ class HubFolder:
             origin=self.origin,
             sites=sites,
             k=cosigners_needed(len(sites)),
+            passkeys=self.passkeys,
         )
 
 

@@ -42,6 +42,13 @@ class SitesAnswer(Body):
     sites: list[SiteAnswer]
 
 
+class PasskeysAnswer(Body):
+    """The portal whose passkeys sign here; both absent where none does."""
+
+    rp_id: str | None = None
+    origins: list[str] = Field(default_factory=list)
+
+
 def routes(doors: Doors, folder: HubFolder) -> APIRouter:
     """The members' routes."""
     router = APIRouter(tags=["members"])
@@ -62,5 +69,13 @@ def routes(doors: Doors, folder: HubFolder) -> APIRouter:
         return SitesAnswer(
             sites=[SiteAnswer(name=site.name, did=site.did, state=site.state) for site in found]
         )
+
+    @doors.route(router, "GET", "/v1/members/passkeys", Principal.PUBLIC)
+    def passkeys() -> PasskeysAnswer:
+        """Where patients may sign with a passkey; the same stands in every pinned trust file."""
+        party = folder.passkeys
+        if party is None:
+            return PasskeysAnswer()
+        return PasskeysAnswer(rp_id=party.rp_id, origins=list(party.origins))
 
     return router

@@ -21,6 +21,16 @@ _PROBLEM: Final = {
     },
     "additionalProperties": True,
 }
+_OUTCOME: Final = {
+    "title": "OperationOutcome",
+    "description": "FHIR's own form of a refusal; details.coding holds our stable code.",
+    "type": "object",
+    "required": ["resourceType", "issue"],
+    "properties": {
+        "resourceType": {"const": "OperationOutcome"},
+        "issue": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+    },
+}
 _SCHEMES: Final = {
     "session": {
         "type": "http",
@@ -57,7 +67,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         components = schema.setdefault("components", {})
-        components.setdefault("schemas", {})["Problem"] = _PROBLEM
+        components.setdefault("schemas", {}).update(Problem=_PROBLEM, OperationOutcome=_OUTCOME)
         components["securitySchemes"] = _SCHEMES
         for operations in schema["paths"].values():
             for operation in operations.values():

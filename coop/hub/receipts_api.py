@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from consent.store import enrolled
 from coop import members
 from coop.canonical import Json
+from coop.documents.people import PEOPLE
 from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.errors import NotFoundError
 from coop.hub.bodies import Body
@@ -31,7 +32,7 @@ PUBLIC_KINDS: Final = frozenset(
     }
 )
 """What anybody may see: nothing in them names a record or a researcher's question."""
-_PATIENT_KINDS: Final = frozenset({"enrolment", "consent", "consent-receipt"})
+_PATIENT_KINDS: Final = frozenset({"enrolment", "consent", "consent-receipt", *PEOPLE})
 
 
 class BundleBody(Body):
@@ -44,6 +45,8 @@ class StepsAnswer(Body):
     """What was verified, step by step."""
 
     steps: list[str]
+    waiting: list[str]
+    """What is recorded and not complete: too few hospitals have cosigned it so far."""
 
 
 def routes(doors: Doors, journal: Journal, folder: HubFolder) -> APIRouter:
@@ -67,7 +70,8 @@ def routes(doors: Doors, journal: Journal, folder: HubFolder) -> APIRouter:
         """
         with doors.database.reading() as connection:
             trust = folder.trust(connection)
-        return StepsAnswer(steps=list(verify_receipt(body.bundle, trust).steps))
+        report = verify_receipt(body.bundle, trust)
+        return StepsAnswer(steps=report.steps, waiting=report.waiting)
 
     return router
 

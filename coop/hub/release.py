@@ -22,7 +22,7 @@ from coop.economy import Economy
 from coop.journal.store import Journal, signed_document
 from coop.pools import lock_pools_of
 from federated import metrics
-from federated.accounting import plan
+from federated.accounting import plan, price_of
 from federated.permits import consent_request
 from federated.rounds import Rounds
 from federated.run_tables import RunResult, round_request
@@ -111,10 +111,13 @@ def stop_earning(economy: Economy, connection: sa.Connection, pids: list[str]) -
 
 
 def _cost(result: RunResult) -> Cost:
-    split = plan(result.study.budget, result.study.recipe.rounds)
+    budget, rounds = result.study.budget, result.study.recipe.rounds
+    price = price_of(budget, rounds)
     return Cost(
-        epsilon_micro=math.ceil(split.epsilon * MICRO),
-        training_epsilon_micro=math.ceil(split.training_epsilon * MICRO),
+        epsilon_micro=price.plan_micro,
+        training_epsilon_micro=math.ceil(plan(budget, rounds).training_epsilon * MICRO),
+        cohort_epsilon_micro=price.cohort_micro,
+        together_epsilon_micro=price.together_micro,
     )
 
 

@@ -1,15 +1,19 @@
 """Studies: proposed by researchers, approved by hospitals, open to everybody's eyes."""
 
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query
 
+from consent.duo import Reading, asserted
 from coop import members, studies
+from coop.documents.study import Budget
 from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.errors import NotFoundError
 from coop.hub.bodies import Body, DocumentBody
 from coop.journal.store import Journal
 from coop.studies import StudyRow, StudyState
+from federated.accounting import ImpossiblePlanError, price_of
 
 StudyId = Annotated[str, Path(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 Version = Annotated[int | None, Query(ge=1, le=2**53 - 1, description="The newest by default.")]
@@ -24,6 +28,15 @@ class ApprovalAnswer(Body):
     document: dict[str, Any]
 
 
+class EpsilonAnswer(Body):
+    """What the study costs a patient at most, in millionths, at the study's own delta."""
+
+    training_and_evaluation_micro: int
+    cohort_questions_micro: int
+    together_micro: int
+    """Both composed; a hospital's cap holds this."""
+
+
 class StudyAnswer(Body):
     """A study as it stands."""
 
@@ -33,6 +46,12 @@ class StudyAnswer(Body):
     digest: str
     title: str
     quorum: int
+    reading: Reading
+    """Whether a machine understands what it is for; `people` waits for an access committee."""
+    reason: str | None
+    """Why it is not clear: a stable code."""
+    epsilon: EpsilonAnswer | None
+    """None where its budget cannot be split as it says: then no hospital signs it."""
     document: dict[str, Any]
     approvals: list[ApprovalAnswer]
 
@@ -63,15 +82,20 @@ def routes(doors: Doors, journal: Journal) -> APIRouter:
             return _answer(row, studies.approvals_of(connection, row.digest))
 
     @doors.route(router, "GET", "/v1/studies", Principal.PUBLIC)
-    def listed() -> StudiesAnswer:
+    def listed(
+        reading: Annotated[
+            Reading | None, Query(description="`people`: the access committee's queue.")
+        ] = None,
+    ) -> StudiesAnswer:
         """Every version of every study."""
         with doors.database.reading() as connection:
-            return StudiesAnswer(
-                studies=[
-                    _answer(row, studies.approvals_of(connection, row.digest))
-                    for row in studies.every(connection)
-                ]
-            )
+            every = [
+                _answer(row, studies.approvals_of(connection, row.digest))
+                for row in studies.every(connection)
+            ]
+        return StudiesAnswer(
+            studies=[answer for answer in every if reading in {None, answer.reading}]
+        )
 
     @doors.route(router, "GET", "/v1/studies/{study_id}", Principal.PUBLIC)
     def shown(study_id: StudyId, version: Version = None) -> StudyAnswer:
@@ -128,6 +152,7 @@ def _may_cancel(caller: Caller, row: StudyRow) -> None:
 
 def _answer(row: StudyRow, approvals: list[studies.ApprovalRow]) -> StudyAnswer:
     study = row.study
+    read = asserted(study.purpose, study.disease, tuple(study.further_purposes))
     return StudyAnswer(
         study_id=row.id,
         version=row.version,
@@ -135,8 +160,24 @@ def _answer(row: StudyRow, approvals: list[studies.ApprovalRow]) -> StudyAnswer:
         digest=row.digest,
         title=study.title,
         quorum=study.hospitals_quorum,
+        reading=read.reading,
+        reason=read.reason,
+        epsilon=_epsilon(study.budget, study.recipe.rounds),
         document=row.document,
         approvals=[_approval(approval) for approval in approvals],
+    )
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(budget: Budget, rounds: int) -> EpsilonAnswer | None:
+    try:
+        price = price_of(budget, rounds)
+    except ImpossiblePlanError:
+        return None
+    return EpsilonAnswer(
+        training_and_evaluation_micro=price.plan_micro,
+        cohort_questions_micro=price.cohort_micro,
+        together_micro=price.together_micro,
     )
 
 

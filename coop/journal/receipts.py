@@ -18,7 +18,7 @@ from coop.journal import note
 from coop.journal.commitments import SALT_BYTES, Logged, commitment_of_digest, leaf_of
 from coop.journal.merkle import PROOF_HASHES_MAX, leaf_hash, verify_inclusion
 from coop.journal.trust import Trust
-from coop.keys import verify_document
+from coop.passkeys import verify_signed
 
 _HEADER: Final = "c2sp.org/tlog-proof@v1"
 _MEMBERS: Final = {"v", "kind", "document", "salt", "proof"}
@@ -133,7 +133,7 @@ def check_bundle(bundle: Mapping[str, Json], trust: Trust) -> Verified:
     # (4)
     cosigners = checked_cosigners(proof.checkpoint, trust)
     # (5)
-    issuer = verify_document(document)
+    issuer = verify_signed(document, trust.passkeys)
     return Verified(
         kind=kind,
         document=document,

@@ -13,8 +13,10 @@ from typing import ClassVar, Final, Self
 from coop.canonical import Json, jcs, parse_object
 from coop.errors import InvalidInputError, NotFoundError
 from coop.keys import public_of
+from coop.passkeys import RelyingParty
 
 _MEMBERS: Final = {"v", "hub", "log", "origin", "sites", "k"}
+_PASSKEYS: Final = "passkeys"  # only where the cooperative has a portal
 
 
 class TrustFileError(InvalidInputError):
@@ -43,6 +45,8 @@ class Trust:
     """Hospitals by name, with their dids: they sign for themselves and witness the log."""
     k: int
     """How many other hospitals must cosign before a checkpoint counts as witnessed."""
+    passkeys: RelyingParty | None = None
+    """The portal at which patients' passkeys sign; None: none of their signatures counts."""
 
     @classmethod
     def of(cls, value: Mapping[str, Json]) -> Self:
@@ -52,7 +56,7 @@ class Trust:
             TrustFileError: A member is missing, unknown or of a wrong type.
         """
         sites = value.get("sites")
-        if set(value) != _MEMBERS or value["v"] != 1 or not isinstance(sites, dict):
+        if set(value) - {_PASSKEYS} != _MEMBERS or value["v"] != 1 or not isinstance(sites, dict):
             raise TrustFileError(f"trust file: needs v=1 and exactly {sorted(_MEMBERS)}")
         hub, log, origin, k = (value[name] for name in ("hub", "log", "origin", "k"))
         if not isinstance(k, int) or isinstance(k, bool) or k < 0 or not isinstance(origin, str):
@@ -64,12 +68,19 @@ class Trust:
             except InvalidInputError as error:
                 raise TrustFileError(f"trust file: {name} is not an Ed25519 did:key") from error
         named = {str(name): str(did) for name, did in sites.items()}
-        return cls(hub=str(hub), log=str(log), origin=origin, sites=named, k=k)
+        return cls(
+            hub=str(hub),
+            log=str(log),
+            origin=origin,
+            sites=named,
+            k=k,
+            passkeys=_party(value[_PASSKEYS]) if _PASSKEYS in value else None,
+        )
 
     def to_json(self) -> dict[str, Json]:
         """The members of the trust file."""
         sites: dict[str, Json] = dict(self.sites)
-        return {
+        members: dict[str, Json] = {
             "v": 1,
             "hub": self.hub,
             "log": self.log,
@@ -77,6 +88,7 @@ class Trust:
             "sites": sites,
             "k": self.k,
         }
+        return members | ({_PASSKEYS: self.passkeys.to_json()} if self.passkeys else {})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -106,3 +118,10 @@ class Trust:
             os.fsync(file.fileno())
         # The new file is durable under another name: a crash here leaves the old one in force.
         beside.replace(path)
+
+
+def _party(value: Json) -> RelyingParty:
+    try:
+        return RelyingParty.of(value)
+    except InvalidInputError as error:
+        raise TrustFileError(f"trust file: {error.message}") from error

@@ -9,12 +9,11 @@ from coop.verify.bundles import (
     Report,
     VerificationError,
     open_as,
-    verify_consent,
     verify_document_by_kind,
     verify_log,
     verify_passport,
-    verify_receipt,
 )
+from coop.verify.consents import verify_consent, verify_receipt
 from coop.verify.rounds import verify_round
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""Verifying one file: a receipt, a consent, a passport, a whole log."""
+"""Verifying one file: what every kind needs; a passport, a whole log."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Final, TypeVar
@@ -16,6 +16,8 @@ from coop.documents.consent import (
 )
 from coop.documents.dividend import DividendWindow
 from coop.documents.envelope import Opened, Subject, open_document
+from coop.documents.people import KeyEvent, Representation, RepresentationEnd
+from coop.documents.quarantine import Quarantine
 from coop.documents.serving import CohortAnswer, CohortJob, InferenceReceipt
 from coop.documents.study import Approval, Study
 from coop.documents.training import Lease, Order, Passport, RoundReceipt, RoundRecord, RoundRequest
@@ -28,6 +30,7 @@ from coop.journal.trust import Trust
 
 S = TypeVar("S", bound=Subject)
 _RESTRICTING: Final = frozenset({"revoke", "suspend"})
+_IN_FORCE: Final = "; stopping is in force all the same and needs none"
 
 
 class VerificationError(InvalidInputError):
@@ -42,19 +45,22 @@ class Speaker(StrEnum):
 
     HUB = "the hub"
     SITE = "the hospital it names"
-    PATIENT = "a key the hospital enrolled"
+    PATIENT = "whoever speaks for the record"
     ANYONE = "anyone"
 
 
-_KINDS: Final[Mapping[str, tuple[type[Subject], Speaker]]] = {
+KINDS: Final[Mapping[str, tuple[type[Subject], Speaker]]] = {
     kind.kind: (kind, speaker)
     for speaker, kinds in {
         Speaker.HUB: (
             *(ConsentReceipt, Order, Lease, RoundRequest, RoundRecord, Passport),
             *(InferenceReceipt, CohortJob, DividendWindow),
         ),
-        Speaker.SITE: (Enrolment, Approval, RoundReceipt, CohortAnswer, UseStatement),
-        Speaker.PATIENT: (Consent, UseRequest),
+        Speaker.SITE: (
+            *(Enrolment, Approval, RoundReceipt, CohortAnswer, UseStatement),
+            Quarantine,
+        ),
+        Speaker.PATIENT: (Consent, UseRequest, KeyEvent, Representation, RepresentationEnd),
         Speaker.ANYONE: (Study,),
     }.items()
     for kind in kinds
@@ -67,18 +73,34 @@ class Report:
 
     what: str
     steps: list[str]
+    waiting: list[str]
+    """What is recorded and not complete: a checkpoint that fewer than k hospitals have cosigned."""
     facts: dict[str, Json]
-    witnessed: bool
-    """Every checkpoint was cosigned by at least k hospitals of the trust file."""
+
+    @property
+    def witnessed(self) -> bool:
+        """Every checkpoint was cosigned by at least k hospitals of the trust file."""
+        return not self.waiting
+
+    def lines(self) -> list[str]:
+        """For people: what was checked, what is still waited for, and what that makes."""
+        verdict = "verified" if self.witnessed else "genuine and recorded, not yet complete"
+        return [
+            *(f"ok   {step}" for step in self.steps),
+            *(f"wait {text}" for text in self.waiting),
+            f"{self.what}: {verdict}",
+        ]
 
     def to_json(self) -> dict[str, Json]:
         """For `--json`."""
         steps: list[Json] = list(self.steps)
+        waiting: list[Json] = list(self.waiting)
         return {
             "ok": True,
             "what": self.what,
             "witnessed": self.witnessed,
             "steps": steps,
+            "waiting": waiting,
             **self.facts,
         }
 
@@ -89,16 +111,15 @@ class Work:
 
     trust: Trust
     steps: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
     seen: list[Verified] = field(default_factory=list)
 
     def step(self, text: str) -> None:
         """Note what was checked."""
         self.steps.append(text)
 
-    def logged(
-        self, kind: type[S], value: Json, *, enrolment: Opened[Enrolment] | None = None
-    ) -> Opened[S]:
-        """Open a receipt bundle of `kind`: proof, signature and issuer verified."""
+    def logged(self, kind: type[S], value: Json, *, also: Collection[str] = ()) -> Opened[S]:
+        """Open a receipt bundle of `kind`: proof, signature and issuer verified (`open_as`)."""
         bundle = object_of(value, kind.kind)
         verified = check_bundle(bundle, self.trust)
         if verified.kind != kind.kind:
@@ -106,19 +127,32 @@ class Work:
         for other in self.seen:
             if other.size == verified.size and other.root != verified.root:
                 raise JournalProofError("checkpoint: two roots of one size: the log was forked")
-        opened = open_as(kind, verified.document, self.trust, enrolment=enrolment)
+        opened = open_as(kind, verified.document, self.trust, also=also)
         self.seen.append(verified)
-        self.step(
-            f"{kind.kind}: signed by {_name_of(opened.issuer, self.trust)}, "
-            f"entry {verified.index} of the log of {verified.size}, "
-            f"cosigned by {len(verified.cosigners)} (needs {self.trust.k})"
+        said = (
+            f"{kind.kind}: signed by {name_of(opened.issuer, self.trust)}, "
+            f"entry {verified.index} of the log of {verified.size}"
         )
+        cosigned = len(verified.cosigners)
+        if cosigned >= self.trust.k:
+            self.step(f"{said}, cosigned by {cosigned} (needs {self.trust.k})")
+        else:
+            self.step(said)
+            self.wait(kind.kind, cosigned, restricts=_restricts(opened.subject))
         return opened
+
+    def wait(self, what: str, cosigned: int, *, restricts: bool = False) -> None:
+        """Note what too few hospitals have cosigned so far."""
+        text = (
+            f"{what}: recorded; waiting for the hospitals' cosignatures "
+            f"({cosigned} of {self.trust.k})"
+        )
+        # Acknowledged at its commit: what narrows waits for nobody (DESIGN §7).
+        self.waiting.append(text + (_IN_FORCE if restricts else ""))
 
     def report(self, what: str, facts: Mapping[str, Json]) -> Report:
         """The report of all steps so far."""
-        witnessed = all(len(one.cosigners) >= self.trust.k for one in self.seen)
-        return Report(what=what, steps=self.steps, facts=dict(facts), witnessed=witnessed)
+        return Report(what=what, steps=self.steps, waiting=self.waiting, facts=dict(facts))
 
 
 def open_as(
@@ -126,17 +160,23 @@ def open_as(
     document: Mapping[str, Json],
     trust: Trust,
     *,
-    enrolment: Opened[Enrolment] | None = None,
+    also: Collection[str] = (),
 ) -> Opened[S]:
     """Open a document of `kind`, signed by whoever may say this.
+
+    Args:
+        kind: What it must be.
+        document: What is verified.
+        trust: Whose word counts for what.
+        also: Dids that may speak for the record it is about.
 
     Raises:
         WrongDocumentError: Of another kind or shape.
         BadSignatureError: Not signed by its issuer.
         VerificationError: Its issuer may not say this.
     """
-    opened = open_document(kind, document, issuers=None)
-    speaker = _KINDS[kind.kind][1]
+    opened = open_document(kind, document, issuers=None, passkeys=trust.passkeys)
+    speaker = KINDS[kind.kind][1]
     allowed: set[str | None]
     match speaker:
         case Speaker.HUB:
@@ -144,11 +184,11 @@ def open_as(
         case Speaker.SITE:
             allowed = {trust.sites.get(str(getattr(opened.subject, "site", "")))}
         case Speaker.PATIENT:
-            allowed = _consenting(opened.subject, trust, enrolment)
+            allowed = _entitled(opened.subject, trust, also)
         case Speaker.ANYONE:
             allowed = {opened.issuer}
     if opened.issuer not in allowed:
-        missing = speaker is Speaker.PATIENT and enrolment is None
+        missing = speaker is Speaker.PATIENT and not also
         hint = "; the file holds no enrolment of that key" if missing else ""
         raise VerificationError(
             f"{kind.kind}: signed by {opened.issuer}; only {speaker.value} may sign it{hint}"
@@ -164,54 +204,9 @@ def verify_document_by_kind(
     Raises:
         VerificationError: There is no such kind, or its issuer may not say this.
     """
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise VerificationError(f"kind: {kind!r} is no kind of document")
-    return open_as(_KINDS[kind][0], document, trust)
-
-
-def verify_receipt(bundle: Mapping[str, Json], trust: Trust) -> Report:
-    """Verify any receipt bundle: in the log, signed, and by whoever may say this."""
-    work = Work(trust=trust)
-    kind = str(bundle.get("kind"))
-    if kind not in _KINDS:
-        raise VerificationError(f"kind: {kind!r} is no kind of document")
-    if kind == Consent.kind:
-        return verify_consent(bundle, trust)
-    opened = work.logged(_KINDS[kind][0], dict(bundle))
-    return work.report("receipt", _facts(opened, work))
-
-
-def verify_consent(bundle: Mapping[str, Json], trust: Trust) -> Report:
-    """Verify a consent: the registry's receipt, or the patient's own document.
-
-    The patient's document may carry two more members: `enrolment` (the hospital's word that her key
-    speaks for the record) and `receipt` (the registry's receipt bundle for it). Steps: (1) the
-    enrolment is signed by the hospital; (2) the consent is logged and signed by that key, or
-    restricts and is signed by the hub or the hospital; (3) the receipt names exactly this entry.
-    """
-    work = Work(trust=trust)
-    if bundle.get("kind") == ConsentReceipt.kind:
-        opened = work.logged(ConsentReceipt, dict(bundle))
-        if opened.subject.index >= work.seen[-1].index:
-            raise VerificationError("consent-receipt: logged before the consent it acknowledges")
-        return work.report("consent", _facts(opened, work))
-    plain = {name: value for name, value in bundle.items() if name not in ("enrolment", "receipt")}
-    # (1)
-    enrolment = None
-    if "enrolment" in bundle:
-        enrolment = _enrolment(work, object_of(bundle["enrolment"], "enrolment"))
-    # (2)
-    consent = work.logged(Consent, plain, enrolment=enrolment)
-    place = work.seen[-1]
-    # (3)
-    if "receipt" in bundle:
-        receipt = work.logged(ConsentReceipt, bundle["receipt"]).subject
-        named = (receipt.consent_sha256, receipt.pid, receipt.event, receipt.index, receipt.salt)
-        event = consent.subject
-        if named != (consent.digest, event.pid, event.event, place.index, place.salt):
-            raise VerificationError("consent-receipt: acknowledges another consent than this one")
-        work.step("consent-receipt: names exactly this entry")
-    return work.report("consent", {**_facts(consent, work), "index": place.index})
+    return open_as(KINDS[kind][0], document, trust)
 
 
 def verify_log(export: Mapping[str, Json], trust: Trust) -> Report:
@@ -230,8 +225,11 @@ def verify_log(export: Mapping[str, Json], trust: Trust) -> Report:
     work.step(f"checkpoint: {trust.origin} at {checkpoint.size}, signed by the log")
     # (2)
     cosigners = checked_cosigners(text, trust)
-    names = ", ".join(sorted(cosigners)) or "nobody yet"
-    work.step(f"cosigned by {len(cosigners)} (needs {trust.k}): {names}")
+    names = ", ".join(sorted(cosigners)) or "nobody"
+    if len(cosigners) >= trust.k:
+        work.step(f"cosigned by {len(cosigners)} (needs {trust.k}): {names}")
+    else:
+        work.wait("checkpoint", len(cosigners))
     # (3)
     leaves = [from_b64u(str(leaf)) for leaf in list_of(export["entries"], "entries")]
     kinds = Counter(kind_of_leaf(leaf) for leaf in leaves)
@@ -246,9 +244,7 @@ def verify_log(export: Mapping[str, Json], trust: Trust) -> Report:
         "cosigners": sorted(cosigners),
         "kinds": dict(sorted(kinds.items())),
     }
-    report = work.report("log", facts)
-    witnessed = len(cosigners) >= trust.k
-    return Report(what="log", steps=report.steps, facts=report.facts, witnessed=witnessed)
+    return work.report("log", facts)
 
 
 def verify_passport(
@@ -268,7 +264,7 @@ def verify_passport(
     # (1)
     plain = {name: value for name, value in bundle.items() if name != "records"}
     passport = work.logged(Passport, plain)
-    facts = _facts(passport, work)
+    facts = facts_of(passport, work)
     # (2)
     if "records" in bundle:
         values = list_of(bundle["records"], "records")
@@ -298,38 +294,34 @@ def _check_records(passport: Passport, records: Sequence[Opened[RoundRecord]]) -
         raise VerificationError("records: not those that the passport was made from")
 
 
-def _enrolment(work: Work, value: dict[str, Json]) -> Opened[Enrolment]:
-    if "document" in value:
-        return work.logged(Enrolment, value)
-    opened = open_as(Enrolment, value, work.trust)
-    work.step(f"enrolment: signed by {_name_of(opened.issuer, work.trust)}")
-    return opened
+def _entitled(subject: Subject, trust: Trust, also: Collection[str]) -> set[str | None]:
+    """Dids that may have signed this document about one record."""
+    desks = {trust.hub, trust.sites.get(str(getattr(subject, "site", "")))}
+    match subject:
+        case Consent() if subject.event in _RESTRICTING:
+            return {*also, *desks}
+        case KeyEvent() if subject.event == "revoke-all":
+            return {*also, *desks}
+        case RepresentationEnd():
+            return {*also, *desks}
+        case Representation():
+            return {*also, *(desks - {trust.hub})}
+        case _:
+            return {*also}
 
 
-def _consenting(
-    consent: Subject, trust: Trust, enrolment: Opened[Enrolment] | None
-) -> set[str | None]:
-    """Dids that may have signed this consent event."""
-    if not isinstance(consent, Consent):
-        return set()
-    allowed: set[str | None] = set()
-    if enrolment is not None:
-        spoken_for = (enrolment.subject.pid, enrolment.subject.site)
-        if spoken_for != (consent.pid, consent.site):
-            raise VerificationError("enrolment: for another record than the consent")
-        allowed.add(enrolment.subject.key)
-    if consent.event in _RESTRICTING:
-        allowed |= {trust.hub, trust.sites.get(consent.site)} - {None}
-    return allowed
+def _restricts(subject: Subject) -> bool:
+    return isinstance(subject, (Consent, ConsentReceipt)) and subject.event in _RESTRICTING
 
 
-def _facts(opened: Opened[S], work: Work) -> dict[str, Json]:
+def facts_of(opened: Opened[Subject], work: Work) -> dict[str, Json]:
+    """What a document says, who signed it and where it stands."""
     place = work.seen[-1]
     return {
         "kind": type(opened.subject).kind,
         "digest": opened.digest,
         "issuer": opened.issuer,
-        "signed_by": _name_of(opened.issuer, work.trust),
+        "signed_by": name_of(opened.issuer, work.trust),
         "at": opened.at,
         "index": place.index,
         "size": place.size,
@@ -338,7 +330,8 @@ def _facts(opened: Opened[S], work: Work) -> dict[str, Json]:
     }
 
 
-def _name_of(did: str, trust: Trust) -> str:
+def name_of(did: str, trust: Trust) -> str:
+    """Whose key it is, by the trust file."""
     if did == trust.hub:
         return "the hub"
     return next((name for name, known in trust.sites.items() if known == did), did)

@@ -32,11 +32,14 @@ def status() -> None:
         _act("/local/v1/stop")
     with st.expander("Preflight"):
         try:
-            checks = console_views.check_rows(node().get("/local/v1/doctor"))
+            report = node().get("/local/v1/doctor")
         except CoopError as error:
             explain(error)
             return
-        table(checks, empty="No check ran.")
+        table(console_views.check_rows(report), empty="No check ran.")
+        if report["set_aside"]:
+            st.write(wording.SET_ASIDE)
+            table(console_views.set_aside_rows(report), empty="")
 
 
 def _act(path: str) -> None:

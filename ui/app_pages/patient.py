@@ -221,9 +221,10 @@ def _uses_of(entry: Mapping[str, Any]) -> None:
         if answer.signed:
             try:
                 signed = viewmodels.signed_request(asking, **answer.signed)
-                statement = hub().get("/v1/me/uses", pid=pid, signed=signed)
+                statement = hub().get("/v1/me/uses", pid=pid, headers=signed)
             except CoopError as error:
                 explain(error)
+                st.write(wording.USES_AGAIN)
                 return
             st.session_state[f"uses-{pid}"] = statement
             st.session_state.pop(f"asking-{pid}")

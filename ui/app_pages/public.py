@@ -78,5 +78,10 @@ def verify() -> None:
         explain(error)
         return
     for step in report["steps"]:
-        st.markdown(f"✓ {step}")
-    st.success("Every step holds.")
+        st.markdown(f"✓ {viewmodels.plain(step)}")
+    for text in report["waiting"]:
+        st.markdown(f"⏳ {viewmodels.plain(text)}")
+    if report["waiting"]:
+        st.info(wording.VERIFY_WAITING)
+    else:
+        st.success(wording.VERIFY_COMPLETE)

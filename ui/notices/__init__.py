@@ -1,6 +1,7 @@
 """What a patient is told before she decides: one exact file per language and version.
 
-The file's SHA-256 stands in the consent she signs, so nobody can later claim other words.
+The file's SHA-256 stands in the consent she signs, so nobody can later claim other words. A changed
+word is a new version; the old files stay, for whoever signed under them.
 """
 
 import hashlib
@@ -8,7 +9,7 @@ from importlib.resources import files
 from typing import Final
 
 LANGUAGE: Final = "en"
-VERSION: Final = "1"
+VERSION: Final = "2"
 
 
 def notice_text() -> str:

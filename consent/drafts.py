@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from consent.chain import ConsentChainError
 from consent.decide import Standing, State
+from consent.notice_store import check_shown, published
 from consent.policy import summary
 from consent.store import Enrolled, consent_draft
 from coop.canonical import Json, jcs, parse_object
@@ -54,6 +55,9 @@ def draft(
     with_policy = event in {"grant", "amend"}
     if with_policy and choice.policy is None:
         raise InvalidInputError("preset: choose what you allow")
+    if with_policy:
+        shown = [choice.notice.sha256] if choice.notice is not None else []
+        check_shown(choice.notice, published(connection, shown))
     subject = Consent(
         pid=key.pid,
         site=key.site,

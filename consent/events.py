@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from consent.chain import WIDENING, ConsentChainError, apply
 from consent.decide import Standing
 from consent.lease import EFFECTIVE_S
+from consent.notice_store import check_shown, published
 from consent.speakers import Desks, Speaker, speaker_of
 from consent.store import (
     Enrolled,
@@ -133,8 +134,9 @@ class Events:
         """Fold and store events: for each the digest of what is stored, or why it is not.
 
         Steps: (1) the records' enrolments are locked, so no other writer continues these chains;
-        (2) each event must continue its chain, one bad one stops no other; (3) events and receipts
-        go into the log and the tables.
+        (2) each event must continue its chain, and what gives something must name the published
+        wording she was shown, or the paper she signed; one bad one stops no other; (3) events and
+        receipts go into the log and the tables.
         """
         fine = [item for item in items if not isinstance(item, CoopError)]
         # (1)
@@ -142,6 +144,8 @@ class Events:
         before = standings(connection, keys)
         known = set(events_by_digest(connection, {item.digest for item in fine}))
         sites = members.site_dids(connection)
+        shown = {item.subject.notice.sha256 for item in fine if item.subject.notice is not None}
+        shown = published(connection, shown)
         newest = dict(before)
         fresh: list[Folded] = []
         outcome: list[str | CoopError] = []
@@ -153,6 +157,8 @@ class Events:
             try:
                 if item.digest not in known:
                     pid = item.subject.pid
+                    if item.subject.event in {"grant", "amend"} and item.subject.capture is None:
+                        check_shown(item.subject.notice, shown)
                     newest[pid] = self._applied(item, keys.get(pid), newest.get(pid), sites)
                     known.add(item.digest)
                     fresh.append((item, newest[pid]))

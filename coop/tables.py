@@ -16,6 +16,7 @@ OWNERS: Final = (
     "coop.ledger",
     "coop.economy",
     "consent.registry",
+    "consent.notice_store",
     "federated.site",
     "federated.mirror",
     "federated.approval",

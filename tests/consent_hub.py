@@ -10,7 +10,8 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
-from consent import api, people_api
+from consent import api, notice_api, people_api
+from consent.notice import shipped
 from consent.policy import preset
 from consent.registry import Registry
 from coop import members, problems
@@ -55,6 +56,7 @@ class Person:
                 "previous": self.head,
                 "event": event,
                 "policy": policy,
+                "notice": shipped()[-1].reference() if policy else None,
             }
             | {name: value for name, value in changes.items() if name != "key"}
         )
@@ -102,6 +104,7 @@ class ConsentHub:
         problems.install(app)
         app.include_router(api.routes(self.doors, self.registry))
         app.include_router(people_api.routes(self.doors, self.registry))
+        app.include_router(notice_api.routes(self.doors))
         app.include_router(log_api.witness_routes(self.doors, self.journal))
         return app
 

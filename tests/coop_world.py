@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 import consent.api
 import consent.people_api
+from consent.notice import shipped
 from consent.policy import preset
 from consent.registry import Registry
 from coop import members, problems, studies
@@ -154,6 +155,7 @@ class World:
                 previous=patient.head,
                 event=event,
                 policy=policy,
+                notice=shipped()[-1].reference() if policy else None,
             )
             document = issue(subject, patient.key, now())
             patient.head = open_document(Consent, document, issuers=None).digest

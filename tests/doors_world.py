@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from consent.notice import shipped
 from consent.policy import preset
 from coop import members
 from coop.canonical import document_digest
@@ -194,6 +195,7 @@ def _enrol(here: World) -> None:
         sequence=1,
         event="grant",
         policy=preset("all-research", data_class="cardiology"),
+        notice=shipped()[-1].reference(),
     )
     consent = issue(granted, key, now())
     result = here.actors["ada-key"].ok("POST", "/v1/consents", {"documents": [consent]})

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from coop_world import HEADER, csv_line
 from serving import served
 
+from consent.notice import shipped
 from coop import ledger, members
 from coop.canonical import b64u
 from coop.client import Client
@@ -36,9 +37,9 @@ from federated.join import join
 from federated.local_api import application
 from federated.node import Node, staff_token
 from federated.superlink import free_port
-from ui.notices import notice
 
 SITE = "cleveland"
+NOTICE = shipped()[-1].reference().model_dump()
 CLIENT_ID = "coop-portal"
 CLIENT_SECRET = "portal-secret-of-the-test"
 RECORDS = 30
@@ -118,7 +119,7 @@ class House:
                 consents = client.get("/v1/me/consents")["consents"]
                 mine = [entry["pid"] for entry in consents if entry["did"] == key.did]
             if choice:
-                asked = {"pid": mine[0], "event": "grant", "preset": choice, "notice": notice()}
+                asked = {"pid": mine[0], "event": "grant", "preset": choice, "notice": NOTICE}
                 draft = client.post("/v1/consents:draft", asked)
                 signature = key.sign(to_sign(draft["document"], draft["proof"]))
                 signed = {"did": key.did, "signature": b64u(signature)}

@@ -22,6 +22,7 @@ from fhir_vectors import hl7
 from consent.fhir import words
 from consent.fhir.record import Record, resource
 from consent.fhir.words import Version
+from consent.notice import shipped
 from consent.policy import Preset, preset
 from coop.canonical import document_digest, jcs
 from coop.documents.consent import Consent, Enrolment
@@ -81,7 +82,8 @@ def enrolled(hub: World, site: str, pid: str, account: str = "ada") -> SigningKe
 def event(
     pid: str, site: str, key: SigningKey, policy: Policy | None, **changes: Any
 ) -> dict[str, Any]:
-    subject = {"sequence": 1, "event": "grant", **changes}
+    notice = shipped()[-1].reference() if policy else None
+    subject = {"sequence": 1, "event": "grant", "notice": notice, **changes}
     said = Consent(pid=pid, site=site, domain="research", policy=policy, **subject)
     return dict(issue(said, key, now()))
 

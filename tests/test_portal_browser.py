@@ -12,14 +12,13 @@ from chromium import browser
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
-from portal_world import house
+from portal_world import NOTICE, house
 
 from coop.canonical import jcs
 from coop.demo.recovery import recovery_file
 from coop.enrolment import parse_code
 from coop.keys import SigningKey
 from coop.verify import verify_consent
-from ui.notices import notice, notice_text
 
 PASSPHRASE = "correct horse battery"
 AXE = Axe()
@@ -170,8 +169,9 @@ def test_a_patient_joins_decides_signs_and_stops_and_nothing_secret_leaves_her_b
                 trust = home.hub.trust(connection)
             assert verify_consent(event["proof"], trust)
             said = event["proof"]["document"]["credentialSubject"]
-            assert said["notice"] == notice()
-            assert said["notice"]["sha256"] == sha256(notice_text().encode()).hexdigest()
+            assert said["notice"] == NOTICE
+            told = ada.get(f"/v1/notices/{NOTICE['sha256']}")["text"]
+            assert sha256(told.encode()).hexdigest() == NOTICE["sha256"]
 
             visit("/uses", "Who used my data")
             page.get_by_role("button", name="Ask my hospital").click()

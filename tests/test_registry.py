@@ -17,6 +17,8 @@ from consent.chain import heads_digest
 from consent.decide import Request, State
 from consent.drafts import DRAFT_SECONDS, Choice
 from consent.events import NotEnrolledError
+from consent.notice import shipped
+from consent.notice_store import publish
 from consent.policy import preset
 from consent.registry import Registry
 from consent.store import consent_draft, consent_event, consent_head, site_document
@@ -34,6 +36,7 @@ from coop.signed_request import sign
 from coop.verify import verify_consent
 
 PIDS = [f"{letter * 26}" for letter in "abcdefgh"]
+CHOICE = Choice(event="grant", policy=preset("all-research"), notice=shipped()[-1].reference())
 
 
 @pytest.fixture
@@ -131,6 +134,28 @@ def test_several_events_of_one_chain_may_come_in_one_batch(hub):
     assert hub.registry.overview(person.pid)["preset"] == "train-only"
 
 
+def test_a_decision_without_the_words_she_was_shown_is_refused_and_a_stop_is_not(hub):
+    (person,) = enrol(hub, "basel", PIDS[0])
+    unknown = shipped()[-1].reference().model_copy(update={"sha256": "0" * 64})
+
+    def said(event: str, **changes: Any) -> str | None:
+        document = person.event(event, **changes)
+        (answer,) = hub.registry.submit([document])
+        if answer["problem"] is None:
+            person.follow(document)
+        return code_of(answer)
+
+    assert said("grant", notice=None) == "consent.unknown-notice"
+    assert said("grant", notice=unknown) == "consent.unknown-notice"
+    assert said("grant") is None
+    assert said("amend", notice=None) == "consent.unknown-notice"
+    new = shipped()[-1].model_copy(update={"version": "2", "what": "Your record."})
+    with hub.database.unit_of_work() as connection:
+        publish(connection, new, clock())
+    assert said("amend", notice=new.reference()) is None
+    assert said("revoke", notice=None) is None
+
+
 def test_what_a_lease_could_not_carry_is_refused_and_one_patient_blocks_no_hospital(hub):
     mallory, ada = enrol(hub, "basel", *PIDS[:2])
     grant(hub, [ada])
@@ -141,6 +166,7 @@ def test_what_a_lease_could_not_carry_is_refused_and_one_patient_blocks_no_hospi
         sequence=1,
         event="grant",
         policy=preset("all-research"),
+        notice=shipped()[-1].reference(),
     )
     long = issue(subject, mallory.key, clock(), id="urn:x:" + "x" * DOCUMENT_BYTES_MAX)
     (answer,) = hub.registry.submit([long])
@@ -157,6 +183,7 @@ def test_an_event_from_the_future_or_for_another_hospital_is_refused(hub):
         sequence=1,
         event="grant",
         policy=preset("all-research"),
+        notice=shipped()[-1].reference(),
     )
     ahead = issue(subject, person.key, clock() + 3600)
     elsewhere = person.event("grant", site="basel")
@@ -260,7 +287,7 @@ def test_writers_of_one_chain_at_once_lose_nothing(hub):
 
 def test_a_draft_is_signed_by_the_browser_over_the_hubs_own_copy(hub):
     (person,) = enrol(hub, "zurich", PIDS[0])
-    made = hub.registry.draft(person.pid, Choice(event="grant", policy=preset("all-research")))
+    made = hub.registry.draft(person.pid, CHOICE)
     assert made["document"]["issuer"] == person.key.did
     assert "proof" not in made["document"]
     assert ["Hospital", "zurich"] in made["summary"]
@@ -283,7 +310,7 @@ def test_a_draft_is_signed_by_the_browser_over_the_hubs_own_copy(hub):
 
 def test_a_draft_after_a_decision_is_an_amendment_and_a_stale_one_is_refused(hub):
     (person,) = enrol(hub, "zurich", PIDS[0])
-    choice = Choice(event="grant", policy=preset("all-research"))
+    choice = CHOICE
     stale = hub.registry.draft(person.pid, choice)
     grant(hub, [person])
     fresh = hub.registry.draft(person.pid, choice)
@@ -503,6 +530,9 @@ def test_a_patient_signs_in_decides_and_withdraws_over_http(web):
     headers, account = session_of(hub, "ada", "patient")
     (person,) = enrol(hub, "zurich", PIDS[0], account=account)
     body = {"pid": person.pid, "event": "grant", "preset": "all-research"}
+    unasked = client.post("/v1/consents:draft", json=body, headers=headers)
+    assert (unasked.status_code, unasked.json()["code"]) == (422, "consent.unknown-notice")
+    body |= {"notice": client.get("/v1/notices:current").json()["notice"]}
     made = client.post("/v1/consents:draft", json=body, headers=headers).json()
     signature = b64u(person.key.sign(to_sign(made["document"], made["proof"])))
     body = {"draft_id": made["draft_id"], "did": person.key.did, "signature": signature}

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from portal_world import House, house
+from portal_world import NOTICE, House, house
 from streamlit.testing.v1 import AppTest
 
 import ui
 from coop.client import Client
 from ui import session, viewmodels, wording
-from ui.notices import notice
 from ui.session import Person, Portal
 
 OPEN: list[AppTest] = []
@@ -103,7 +102,7 @@ def test_no_choice_is_made_for_her_and_the_wording_shown_is_named_in_what_she_si
     app.button[0].click().run()
     assert not app.exception
     drafted = app.session_state["draft"]["document"]["credentialSubject"]
-    assert drafted["notice"] == notice()
+    assert drafted["notice"] == NOTICE
     assert drafted["policy"]["provision"]["type"] == "deny"
 
 

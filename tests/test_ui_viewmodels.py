@@ -1,8 +1,6 @@
 """What pages show of the hub's answers, without a browser."""
 
 import base64
-import hashlib
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,6 @@ from coop.documents.envelope import open_document
 from coop.errors import InvalidInputError
 from coop.keys import SigningKey, to_sign
 from ui import console_views, viewmodels, wording
-from ui.notices import notice, notice_text
 
 ENTRY = {
     "pid": "a" * 26,
@@ -204,27 +201,8 @@ def test_a_missing_answer_of_consent_counts_as_none():
     assert (row["allowed"], row["not allowed"], row["not decided"]) == (3, 1, 2)
 
 
-def test_the_notice_names_the_exact_file_that_is_shown():
-    content = (Path(viewmodels.__file__).parent / "notices/en-2.md").read_bytes()
-    assert (notice()["uri"], notice()["version"]) == ("urn:coop:notice:en-2", "2")
-    assert notice()["sha256"] == hashlib.sha256(content).hexdigest()
-    assert notice_text().encode() == content
-    assert viewmodels.below_title(notice_text()).startswith("## ")
-
-
-def test_no_word_of_a_notice_that_patients_signed_under_ever_changes():
-    folder = Path(viewmodels.__file__).parent / "notices"
-    assert {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.md")
-    } == {
-        "en-1.md": "c899b261913022c637c2f2792477109598b9a0b24c2d49b6123ed79a24811a80",
-        "en-2.md": "640d07443fcea47f93b0dcf44c31c6304563e2dbe3a2489abdb7917eb152fa24",
-    }
-
-
-def test_the_notice_in_force_is_true_of_any_cooperative():
-    words = notice_text().lower()
-    assert not [fact for fact in ("demonstration", "made-up", "1988", "public") if fact in words]
+def test_the_wordings_headline_is_one_level_below_the_pages():
+    assert viewmodels.below_title("# What you agree to\n").startswith("## What")
 
 
 def test_a_node_with_an_ailing_part_needs_its_staff():

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+LANGUAGE: Final = "en"
 COOPERATIVE: Final = "Health data cooperative"
 CONSOLE: Final = "Hospital console"
 PUBLIC: Final = "The cooperative"

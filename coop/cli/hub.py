@@ -150,6 +150,32 @@ def status(
 
 
 @app.command()
+def notice(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A notice in YAML.")],
+    *,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Publish what patients are told before they decide; kept for good (docs/consent.md)."""
+    from consent.notice import parse
+    from consent.notice_store import publish
+    from coop.db import Database
+    from coop.hub.folder import HubFolder
+
+    settings = _settings(folder)
+    HubFolder.open(settings.state)
+    told = parse(file.read_bytes())
+    database = Database(settings.database())
+    database.upgrade()
+    with database.unit_of_work() as connection:
+        publish(connection, told, int(time.time()))
+    database.close()
+    facts = {"notice": told.reference().model_dump(), "text": told.text()}
+    text = f"{told.text()}\n{told.language}-{told.version}, SHA-256 {told.sha256}"
+    show(facts, as_json, text)
+
+
+@app.command()
 def backup(
     target: Annotated[Path, typer.Argument(help="A new folder. It will hold keys: keep it safe.")],
     *,

@@ -17,9 +17,12 @@ from coop.errors import CoopError, Kind
 
 if TYPE_CHECKING:
     from coop.client import Client
+    from coop.documents.consent import Notice
     from coop.documents.provision import Policy
     from coop.journal.trust import Trust
     from coop.keys import SigningKey
+
+    Choice = tuple[Policy | None, Notice | None]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 KeyFile = Annotated[Path, typer.Option("--key", help="Your key file; keep it, and keep a copy.")]
@@ -216,7 +219,8 @@ def _decide(key_file: Path, trust: Path | None, policy: "Policy | None", *, as_j
     signing = _key(key_file)
     with _client(signing) as client:
         pid = _pid(client)
-        found = _submitted(client, signing, pid, policy)
+        notice = None if policy is None else _told(client, quiet=as_json)
+        found = _submitted(client, signing, pid, (policy, notice))
     if found is None:
         facts: dict[str, Any] = {"pid": pid, "event": None}
         show(facts, as_json, "nothing to do: there is no consent in force")
@@ -237,13 +241,26 @@ def _decide(key_file: Path, trust: Path | None, policy: "Policy | None", *, as_j
     show(facts, as_json, text)
 
 
+def _told(client: "Client", *, quiet: bool) -> "Notice":
+    """What she is told before she signs, shown; her signature is bound to exactly these words."""
+    from coop.canonical import sha256
+    from coop.documents.consent import Notice
+
+    found = client.get("/v1/notices:current")
+    if sha256(found["text"].encode()).hex() != found["notice"]["sha256"]:
+        raise ConsentRefusedError("notice: its digest is not that of the words shown")
+    if not quiet:
+        print(found["text"])
+    return Notice.model_validate(found["notice"])
+
+
 def _submitted(
-    client: "Client", signing: "SigningKey", pid: str, policy: "Policy | None"
+    client: "Client", signing: "SigningKey", pid: str, choice: "Choice"
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The event that was sent and the registry's answer; None when there is nothing to withdraw."""
     problem: Mapping[str, Any] | None = None
     for _ in range(_TRIES):
-        document = _event(signing, client.get(f"/v1/consents/{pid}"), policy)
+        document = _event(signing, client.get(f"/v1/consents/{pid}"), choice)
         if document is None:
             return None
         result = client.post("/v1/consents", {"documents": [document]})["results"][0]
@@ -257,13 +274,14 @@ def _submitted(
 
 
 def _event(
-    signing: "SigningKey", standing: Mapping[str, Any], policy: "Policy | None"
+    signing: "SigningKey", standing: Mapping[str, Any], choice: "Choice"
 ) -> dict[str, Any] | None:
     """The next event of the chain, signed; None when there is nothing to withdraw."""
     from coop.documents.consent import Consent
     from coop.documents.envelope import issue
 
     state = standing["state"]
+    policy, notice = choice
     if policy is None and state in {"none", "revoked"}:
         return None
     granting: Literal["amend", "grant"] = "amend" if state == "active" else "grant"
@@ -275,6 +293,7 @@ def _event(
         previous=standing["head_sha256"],
         event="revoke" if policy is None else granting,
         policy=policy,
+        notice=notice,
     )
     return dict(issue(subject, signing, int(time.time())))
 

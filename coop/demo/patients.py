@@ -10,7 +10,6 @@ from coop.documents.consent import Consent, Notice
 from coop.documents.envelope import issue
 from coop.enrolment import redemption
 from coop.errors import UnavailableError
-from ui.notices import notice
 
 _WAIT_S: Final = 120.0
 _BATCH: Final = 500
@@ -42,7 +41,8 @@ def enrol(house: House, facts: dict[str, Any]) -> None:
         ]
         everyone += [(person, codes[person.record_key]) for person in persons]
     pids = _redeem(house, everyone)
-    shown_notice = Notice.model_validate(notice())
+    with house.public() as client:
+        shown_notice = Notice.model_validate(client.get("/v1/notices:current")["notice"])
     now = int(time.time())
     documents = [
         issue(

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 import consent.api
 import consent.fhir.api
+import consent.notice_api
 import consent.people_api
 import federated.rounds_api
 import inference_gateway.api
@@ -125,6 +126,7 @@ def create_app(settings: Settings) -> FastAPI:
         chain_api.routes(doors, journal, rounds),
         consent.api.routes(doors, registry),
         consent.people_api.routes(doors, registry),
+        consent.notice_api.routes(doors),
         consent.fhir.api.routes(doors, registry, journal),
         federated.rounds_api.routes(doors, rounds),
         inference_gateway.api.routes(doors, gateway),

@@ -10,7 +10,6 @@ from coop.errors import CoopError
 from ui import viewmodels, wording
 from ui.charts import table
 from ui.components.signer import signer
-from ui.notices import notice, notice_text
 from ui.session import explain, hub, link
 
 _JOIN_WAIT_S = 25.0  # a hospital answers within its next poll; longer means it is offline
@@ -134,9 +133,14 @@ def decide() -> None:
     if not mine:
         _nothing_joined()
         return
+    try:
+        told = hub().get("/v1/notices:current", language=wording.LANGUAGE)
+    except CoopError as error:
+        explain(error)
+        return
     st.write(wording.DECIDE_TEXT)
     with st.container(border=True):
-        st.markdown(viewmodels.below_title(notice_text()))
+        st.markdown(viewmodels.below_title(told["text"]))
     st.write(wording.EPSILON)
     by_title = {viewmodels.consent_card(entry).title: entry for entry in mine}
     title = st.radio("Which record?", list(by_title)) if len(by_title) > 1 else next(iter(by_title))
@@ -149,10 +153,10 @@ def decide() -> None:
         key="preset",
     )
     if preset:
-        _sign(entry, preset)
+        _sign(entry, preset, told["notice"])
 
 
-def _sign(entry: Mapping[str, Any], preset: str) -> None:
+def _sign(entry: Mapping[str, Any], preset: str, notice: Mapping[str, str]) -> None:
     if st.button("Show me what I would sign", type="primary"):
         try:
             st.session_state["draft"] = hub().post(
@@ -161,7 +165,7 @@ def _sign(entry: Mapping[str, Any], preset: str) -> None:
                     "pid": entry["pid"],
                     "event": viewmodels.event_for(entry),
                     "preset": preset,
-                    "notice": notice(),
+                    "notice": dict(notice),
                 },
             )
         except CoopError as error:

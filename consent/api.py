@@ -72,7 +72,7 @@ class DraftBody(_Body):
     """What the patient chose: a ready-made policy by name, or a policy of her own."""
 
     pid: str = Field(pattern=r"^[a-z2-7]{26}$")
-    event: Literal["grant", "amend", "revoke", "suspend", "resume"]
+    event: Literal["grant", "amend", "revoke", "suspend", "resume", "lift"]
     preset: str | None = None
     policy: Document | None = None
     data_class: str = DATA_CLASS
@@ -81,6 +81,7 @@ class DraftBody(_Body):
     epsilon_cap_micro: int | None = Field(default=None, ge=0, le=TIME_MAX)
     end: int = Field(default=TIME_MAX, ge=1, le=TIME_MAX)
     notice: Notice | None = None
+    on_death: Literal["stop", "continue"] | None = None
 
 
 class SignBody(_Body):
@@ -117,6 +118,7 @@ def routes(doors: Doors, registry: Registry) -> APIRouter:
     router = APIRouter(tags=["consent"])
     _enrolment_routes(router, doors, registry)
     _event_routes(router, doors, registry)
+    _restricting_routes(router, doors, registry)
     _owner_routes(router, doors, registry)
     _question_routes(router, doors, registry)
     return router
@@ -165,7 +167,8 @@ def _event_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
     def draft(body: DraftBody, caller: CallerDep) -> dict[str, Any]:
         """What the browser shows and signs."""
         may_act(doors, registry, caller, body.pid)
-        choice = Choice(event=body.event, policy=_chosen(body), notice=body.notice)
+        policy = _chosen(body)
+        choice = Choice(event=body.event, policy=policy, notice=body.notice, on_death=body.on_death)
         return registry.draft(body.pid, choice)
 
     @doors.route(router, "POST", "/v1/consents:sign", PATIENT)
@@ -185,6 +188,30 @@ def _event_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
         """Pause: at once, without a key."""
         may_act(doors, registry, caller, pid)
         return registry.restrict(pid, "suspend", actor_of(caller))
+
+
+def _restricting_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
+    @doors.route(router, "POST", "/v1/consents/{pid}/reject", PATIENT, STAFF)
+    def reject(pid: Pid, caller: CallerDep) -> dict[str, Any]:
+        """Decline what the hospital has proposed: without a key."""
+        may_act(doors, registry, caller, pid)
+        return registry.restrict(pid, "reject", actor_of(caller))
+
+    @doors.route(router, "POST", "/v1/consents/{pid}/object", PATIENT, STAFF)
+    def object_to_all(pid: Pid, caller: CallerDep) -> dict[str, Any]:
+        """Object to all research with this record, whatever else is allowed: without a key."""
+        may_act(doors, registry, caller, pid)
+        return registry.restrict(pid, "object", actor_of(caller))
+
+    @doors.route(router, "POST", "/v1/me/consents:object", PATIENT)
+    def object_everywhere(caller: CallerDep) -> dict[str, Any]:
+        """Object to all research with every record of mine, at every hospital: without a key."""
+        return {
+            "results": [
+                {"pid": pid, **registry.restrict(pid, "object", actor_of(caller))}
+                for pid, _ in mine(doors, registry, caller)
+            ]
+        }
 
 
 def _owner_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:

@@ -1,11 +1,20 @@
 """One patient's consent chain at one hospital: folded event by event, the same at hub and node.
 
-    none ──grant──▶ active ──amend──▶ active ──suspend──▶ suspended ──resume──▶ active
-    active, suspended ──revoke──▶ revoked ──grant──▶ active
+    none, revoked, rejected, in error ──propose──▶ proposed ──reject──▶ rejected
+    none, proposed, revoked, rejected, in error ──grant──▶ active ──amend──▶ active
+    active ──suspend──▶ suspended ──resume──▶ active
+    active, suspended ──revoke──▶ revoked
+    active, suspended ──deceased──▶ revoked, or as it was if she chose so
+    any but none ──void──▶ entered in error
 
-Restricting (revoke, suspend) is open to whoever is entitled; widening (grant, amend, resume) only
-to the record's own key and to recorded representatives (`consent.speakers`). So a hub can narrow
-and never widen.
+Beside the state stands her objection to all research: `object` sets it in any state, `lift` ends
+it, and while it stands nothing is permitted. A draft is no event yet, and an end that comes with
+time (expired) none any more.
+
+What gives (grant, amend, resume, lift) is for the record's own key and recorded representatives;
+what prepares or corrects (propose, deceased, void) for the hospital alone, and gives nothing;
+everything else, which only takes away, for whoever is entitled (`consent.speakers`). So a hub can
+narrow and never widen.
 """
 
 from collections.abc import Mapping
@@ -21,11 +30,17 @@ from coop.documents.envelope import Opened
 from coop.documents.provision import TIME_MAX, Policy
 from coop.errors import CoopError, Kind
 
-WIDENING: Final = frozenset({"grant", "amend", "resume"})
-RESTRICTING: Final = frozenset({"suspend", "revoke"})
+WIDENING: Final = frozenset({"grant", "amend", "resume", "lift"})
+RESTRICTING: Final = frozenset({"suspend", "revoke", "reject", "object"})
+OF_THE_HOSPITAL: Final = frozenset({"propose", "deceased", "void"})
+_WITH_POLICY: Final = frozenset({"grant", "amend", "propose"})
+_FRESH: Final = (State.NONE, State.REVOKED, State.REJECTED, State.VOID)
+"""Where nothing is allowed and nothing waits for an answer."""
 _NEXT: Final[Mapping[tuple[State, str], State]] = {
-    (State.NONE, "grant"): State.ACTIVE,
-    (State.REVOKED, "grant"): State.ACTIVE,
+    **{(state, "propose"): State.PROPOSED for state in _FRESH},
+    **{(state, "grant"): State.ACTIVE for state in (*_FRESH, State.PROPOSED)},
+    **{(state, "void"): State.VOID for state in State if state not in {State.NONE, State.VOID}},
+    (State.PROPOSED, "reject"): State.REJECTED,
     (State.ACTIVE, "amend"): State.ACTIVE,
     (State.ACTIVE, "suspend"): State.SUSPENDED,
     (State.ACTIVE, "revoke"): State.REVOKED,
@@ -87,7 +102,6 @@ def apply(
         PolicyError: (4) fails.
     """
     event = opened.subject
-    state = standing.state if standing else State.NONE
     # (1)
     sequence = (standing.sequence if standing else 0) + 1
     previous = standing.head_digest if standing else None
@@ -97,15 +111,16 @@ def apply(
             sequence=sequence,
         )
     # (2)
-    after = _NEXT.get((state, event.event))
-    if after is None:
-        raise ConsentChainError(f"event: {event.event} is not possible while {state}")
+    after, objected = after_event(standing, event.event)
     # (3)
     speaker = check_speaker(event, speaker)
     # (4)
+    _check_parts(event)
     made = Standing(
         state=after,
         policy=_policy_after(standing, event),
+        objected=objected,
+        on_death=_on_death_after(standing, event),
         head_digest=opened.digest,
         sequence=sequence,
         log_index=log_index,
@@ -114,8 +129,16 @@ def apply(
         ends_at=speaker.ends_at,
         under=speaker.representation,
     )
-    if event.event in WIDENING or standing is None:
+    if standing is None or event.event in {"grant", "amend", "resume"}:
         return made
+    if event.event == "lift":
+        # It gives back what was given before, within the time of both.
+        return replace(
+            made,
+            starts_at=max(made.starts_at, standing.starts_at),
+            ends_at=min(made.ends_at, standing.ends_at),
+            under=made.under or standing.under,
+        )
     return replace(
         made,
         widened_index=standing.widened_index,
@@ -123,6 +146,25 @@ def apply(
         ends_at=standing.ends_at,
         under=standing.under,
     )
+
+
+def after_event(standing: Standing | None, event: str) -> tuple[State, bool]:
+    """The state and the objection after an event.
+
+    Raises:
+        ConsentChainError: The state does not allow it.
+    """
+    state = standing.state if standing else State.NONE
+    objected = standing.objected if standing else False
+    if event in {"object", "lift"} and objected == (event == "lift"):
+        return state, event == "object"
+    if event == "deceased" and state in {State.ACTIVE, State.SUSPENDED}:
+        goes_on = standing is not None and standing.on_death == "continue"
+        return state if goes_on else State.REVOKED, objected
+    after = _NEXT.get((state, event))
+    if after is None:
+        raise ConsentChainError(f"event: {event} is not possible while {state}")
+    return after, objected
 
 
 def check_speaker(event: Consent, speaker: Speaker | None) -> Speaker:
@@ -137,6 +179,8 @@ def check_speaker(event: Consent, speaker: Speaker | None) -> Speaker:
             f"{event.event}: must be signed by the key enrolled for this record, or by a recorded "
             "representative"
         )
+    if event.event in OF_THE_HOSPITAL and speaker.role is not Role.HOSPITAL:
+        raise ConsentSignerError(f"{event.event}: only the record's own hospital signs it")
     if event.actor not in _ACTORS[speaker.role]:
         raise ConsentSignerError("actor: does not fit the key that signed")
     custodian = speaker.role is Role.CUSTODIAN
@@ -192,12 +236,26 @@ def cosigners_needed(sites: int) -> int:
     return min(max(sites - 1, 0), _WITNESSES)
 
 
+def _check_parts(event: Consent) -> None:
+    """Return if the event carries exactly the parts that belong to it."""
+    if (event.policy is not None) != (event.event in _WITH_POLICY):
+        must = "present in" if event.policy is None else "absent from"
+        raise ConsentChainError(f"policy: must be {must} {event.event}")
+    if (event.correction is not None) != (event.event == "void"):
+        raise ConsentChainError("correction: belongs to void, and void to it")
+    if event.on_death is not None and event.event not in {"grant", "amend"}:
+        raise ConsentChainError(f"on_death: must be absent from {event.event}")
+    if event.policy is not None:
+        check(event.policy)
+
+
 def _policy_after(standing: Standing | None, event: Consent) -> Policy | None:
-    if event.event not in {"grant", "amend"}:
-        if event.policy is not None:
-            raise ConsentChainError(f"policy: must be absent from {event.event}")
-        return standing.policy if standing else None
-    if event.policy is None:
-        raise ConsentChainError(f"policy: must be present in {event.event}")
-    check(event.policy)
-    return event.policy
+    if event.event in _WITH_POLICY:
+        return event.policy
+    return standing.policy if standing and event.event != "void" else None
+
+
+def _on_death_after(standing: Standing | None, event: Consent) -> str:
+    if event.event in {"grant", "amend"}:
+        return event.on_death or "stop"
+    return standing.on_death if standing else "stop"

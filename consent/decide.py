@@ -6,7 +6,8 @@ for), never "perhaps".
 
     | standing                     | answer  |
     |------------------------------|---------|
-    | none, suspended, revoked     | deny    |
+    | any state but active         | deny    |
+    | objected to all research     | deny    |
     | its giver waits, or is over  | deny    |
     | policy malformed             | deny    |
     | request names no known use   | deny    |
@@ -31,6 +32,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from consent.duo import Reading, asserted
+from consent.policy import walk
 from consent.purposes import USES
 from consent.rules import ABSTAIN, DENY, KEPT, PERMIT, Asked, Rule, covering, kept_ready, who_asks
 from coop.documents.provision import TIME_MAX, Policy
@@ -48,9 +50,14 @@ class State(StrEnum):
     """Where a consent chain stands."""
 
     NONE = "none"
+    PROPOSED = "proposed"
+    """A hospital has prepared a policy; nothing is allowed until the patient signs."""
+    REJECTED = "rejected"
     ACTIVE = "active"
     SUSPENDED = "suspended"
     REVOKED = "revoked"
+    VOID = "entered-in-error"
+    """The hospital found that what is recorded was never said, or about another person."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +104,10 @@ class Standing:
     """… and before then: what a representative gave ends with the representation."""
     under: str | None = None
     """The representation under which it was given; None for the patient's own key."""
+    objected: bool = False
+    """She objects to all research: whatever else stands here permits nothing."""
+    on_death: str = "stop"
+    """`stop` or `continue`: what she wants once she has died."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +173,25 @@ def decide(standing: Standing | None, request: Request) -> Decision:
     )
 
 
+def state_at(state: State, policy: Policy | None, counts: tuple[int, int], now: int) -> str:
+    """A chain's state as people read it: `waiting` and `expired` come with time, by no event.
+
+    Args:
+        state: By its newest event.
+        policy: In force.
+        counts: From when on, and until when, what was given counts.
+        now: UTC seconds.
+    """
+    if state is not State.ACTIVE or policy is None:
+        return str(state)
+    if now < counts[0]:
+        return "waiting"
+    permits = [part for _, _, part in walk(policy.provision) if part.type == "permit"]
+    last = max((part.end for part in permits), default=TIME_MAX)
+    over = min(policy.provision.end, counts[1], last) <= now
+    return "expired" if over else str(state)
+
+
 @lru_cache(maxsize=KEPT)
 def read_of(purpose: str, disease: str | None, further: tuple[str, ...]) -> Read:
     """The purposes of a request as rules see them."""
@@ -206,6 +236,8 @@ def beyond(limits: Limits, request: Request) -> str | None:
 
 def _refusal(standing: Standing | None, request: Request, read: Read) -> str | None:
     """Why the question is not even put to the policy's rules; None if it is."""
+    if standing is not None and standing.objected:
+        return "consent.objected"
     if standing is None or standing.state is State.NONE:
         return "consent.none"
     if standing.state is not State.ACTIVE or standing.policy is None:

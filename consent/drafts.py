@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
@@ -23,8 +23,14 @@ _WORDS: Final[Mapping[str, str]] = {
     "grant": "Give my decision",
     "amend": "Change my decision",
     "resume": "Take part again, as before",
+    "lift": "End my objection to all research",
     "suspend": "Pause",
     "revoke": "Withdraw",
+}
+
+_ON_DEATH: Final[Mapping[str, str]] = {
+    "stop": "nothing new uses my record",
+    "continue": "my decision stays as it is",
 }
 
 
@@ -35,6 +41,7 @@ class Choice:
     event: str
     policy: Policy | None = None
     notice: Notice | None = None
+    on_death: Literal["stop", "continue"] | None = None
 
 
 def draft(
@@ -56,8 +63,8 @@ def draft(
     if with_policy and choice.policy is None:
         raise InvalidInputError("preset: choose what you allow")
     if with_policy:
-        shown = [choice.notice.sha256] if choice.notice is not None else []
-        check_shown(choice.notice, published(connection, shown))
+        named = [choice.notice.sha256] if choice.notice is not None else []
+        check_shown(choice.notice, published(connection, named))
     subject = Consent(
         pid=key.pid,
         site=key.site,
@@ -67,6 +74,7 @@ def draft(
         event=event,  # type: ignore[arg-type]  # Consent checks it
         policy=choice.policy if with_policy else None,
         notice=choice.notice,
+        on_death=choice.on_death if with_policy else None,
         actor="patient",
     )
     document, proof = for_signer(subject, issuer=key.did, now=now)
@@ -80,13 +88,15 @@ def draft(
             expires=now + DRAFT_SECONDS,
         )
     )
-    lines = [["What I do", _WORDS[event]], ["Hospital", key.site]]
+    words = [["What I do", _WORDS[event]], ["Hospital", key.site]]
+    if with_policy:
+        words.append(["When I have died", _ON_DEATH[choice.on_death or "stop"]])
     shown = subject.policy if with_policy else (standing.policy if standing else None)
     return {
         "draft_id": draft_id,
         "document": document,
         "proof": proof,
-        "summary": lines + summary(shown if event != "revoke" else None),
+        "summary": words + summary(shown if event != "revoke" else None),
         "expires": now + DRAFT_SECONDS,
     }
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from consent.chain import WIDENING, ConsentChainError, apply
-from consent.decide import Standing
+from consent.chain import WIDENING, after_event, apply
+from consent.decide import Standing, State
 from consent.lease import EFFECTIVE_S
 from consent.notice_store import check_shown, published
 from consent.speakers import Desks, Speaker, speaker_of
@@ -115,14 +115,13 @@ class Events:
         Raises:
             ConsentChainError: There is nothing to restrict.
         """
-        if standing is None:
-            raise ConsentChainError(f"event: there is no consent to {event}")
+        after_event(standing, event)
         subject = Consent(
             pid=key.pid,
             site=key.site,
             domain="research",
-            sequence=standing.sequence + 1,
-            previous=standing.head_digest,
+            sequence=standing.sequence + 1 if standing else 1,
+            previous=standing.head_digest if standing else None,
             event=event,  # type: ignore[arg-type]  # Consent checks it
             actor=actor,  # type: ignore[arg-type]  # Consent checks it
         )
@@ -157,7 +156,7 @@ class Events:
             try:
                 if item.digest not in known:
                     pid = item.subject.pid
-                    if item.subject.event in {"grant", "amend"} and item.subject.capture is None:
+                    if item.subject.policy is not None and item.subject.capture is None:
                         check_shown(item.subject.notice, shown)
                     newest[pid] = self._applied(item, keys.get(pid), newest.get(pid), sites)
                     known.add(item.digest)
@@ -211,7 +210,7 @@ class Events:
         before: Mapping[str, Standing],
         keys: Mapping[str, Enrolled],
     ) -> None:
-        revoked = sorted({o.subject.pid for o, _ in fresh if o.subject.event == "revoke"})
+        revoked = sorted({o.subject.pid for o, after in fresh if _ends(o.subject.event, after)})
         # Before the log: every writer locks its own rows first and the log's head last.
         if revoked and self._on_revoked is not None:
             self._on_revoked(connection, revoked)
@@ -273,6 +272,13 @@ class Events:
             effective_by=now + EFFECTIVE_S,
         )
         return issue(subject, self._key, now)
+
+
+def _ends(event: str, after: Standing) -> bool:
+    """Whether her record stops earning with this event; a pause keeps its share."""
+    return event in {"revoke", "void", "object"} or (
+        event == "deceased" and after.state is State.REVOKED
+    )
 
 
 def _check_time(speaker: Speaker | None, now: int) -> None:

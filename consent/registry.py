@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from consent import drafts, redeem
-from consent.decide import Decision, Request, Standing, State, decide
+from consent.decide import Decision, Request, Standing, State, decide, state_at
 from consent.events import Events, OnRevoked, enrolled_or_refused
 from consent.lease import Leases
 from consent.people import People, people_before
@@ -40,8 +40,12 @@ from coop.passkeys import RelyingParty
 
 BATCH_MAX: Final = 1000
 POLICIES_KEPT: Final = 4096  # about 20 MB
-Restriction = Literal["revoke", "suspend"]
-_AFTER: Final[Mapping[str, State]] = {"revoke": State.REVOKED, "suspend": State.SUSPENDED}
+Restriction = Literal["revoke", "suspend", "reject", "object"]
+_AFTER: Final[Mapping[str, State]] = {
+    "revoke": State.REVOKED,
+    "suspend": State.SUSPENDED,
+    "reject": State.REJECTED,
+}
 
 
 class Registry:
@@ -173,7 +177,7 @@ class Registry:
     def restrict(
         self, pid: str, event: Restriction, actor: Literal["session", "registrar"]
     ) -> dict[str, Any]:
-        """Revoke or suspend on behalf of whoever is entitled, signed by the hub; needs no key.
+        """Stop, pause, decline or object for whoever is entitled, signed by the hub; needs no key.
 
         What is already so restricted stays so, and gets its receipt again.
 
@@ -184,7 +188,7 @@ class Registry:
         with self.database.unit_of_work() as connection:
             key = enrolled_or_refused(connection, pid, lock=True)
             standing = standings(connection, [pid]).get(pid)
-            if standing is not None and standing.state in {_AFTER[event], State.REVOKED}:
+            if standing is not None and _already(standing, event):
                 outcome: list[str | CoopError] = [standing.head_digest]
             else:
                 document = self._events.restriction(key, standing, event, actor)
@@ -241,7 +245,9 @@ class Registry:
             "site": key.site,
             "did": key.did,
             "custody": key.custody,
-            "state": str(standing.state if standing else State.NONE),
+            "state": _shown(standing, self.now()),
+            "objected": standing.objected if standing else False,
+            "on_death": standing.on_death if standing else None,
             "sequence": standing.sequence if standing else 0,
             "event": row.event if row else None,
             "at": row.at if row else None,
@@ -355,6 +361,22 @@ class Registry:
     def _answers(self, outcome: Sequence[str | CoopError]) -> list[dict[str, Any]]:
         with snapshot(self.database) as connection:
             return self._events.answers(connection, outcome)
+
+
+def _shown(standing: Standing | None, now: int) -> str:
+    if standing is None:
+        return str(State.NONE)
+    counts = standing.starts_at, standing.ends_at
+    return state_at(standing.state, standing.policy, counts, now)
+
+
+def _already(standing: Standing, event: str) -> bool:
+    """Whether the record is restricted so already."""
+    if event == "object":
+        return standing.objected
+    return standing.state is _AFTER[event] or (
+        event == "suspend" and standing.state is State.REVOKED
+    )
 
 
 def _check_batch(items: Sequence[object]) -> None:

@@ -85,7 +85,8 @@ def segment_of(
     for pid, standing in standings:
         pids.append(pid)
         policy = standing.policy
-        rule = kept_ready(policy) if policy and standing.state is State.ACTIVE else None
+        speaks = standing.state is State.ACTIVE and not standing.objected
+        rule = kept_ready(policy) if policy and speaks else None
         if policy is None or rule is None:
             # Denied whatever is asked: a root whose period is empty.
             kept.append(limits[NO_LIMITS])

@@ -4,23 +4,14 @@ Credits go to every record whose policy permitted the study at its first round (
 a fact about the log at one size, so it does not matter when it is asked.
 """
 
-from typing import Final
-
 import sqlalchemy as sa
 
-from consent.decide import Request, Standing, State, decide
+from consent.chain import after_event
+from consent.decide import Request, Standing, decide
 from consent.store import consent_event, enrolment, representation
 from coop.documents.consent import Consent
 from coop.documents.provision import TIME_MAX
 from coop.journal.store import Journal
-
-_STATE: Final = {
-    "grant": State.ACTIVE,
-    "amend": State.ACTIVE,
-    "resume": State.ACTIVE,
-    "suspend": State.SUSPENDED,
-    "revoke": State.REVOKED,
-}
 
 
 def permitted_at(
@@ -41,12 +32,17 @@ def permitted_at(
     for row in rows:
         before = standings.get(row.pid)
         policy = before.policy if before else None
+        on_death = before.on_death if before else "stop"
         if row.event in {"grant", "amend"}:
             document = journal.document(connection, row.digest)
             # Its signature was verified when it was stored; here only what it said is read.
-            policy = Consent.model_validate(document["credentialSubject"]).policy
+            said = Consent.model_validate(document["credentialSubject"])
+            policy, on_death = said.policy, said.on_death or "stop"
+        state, objected = after_event(before, row.event)
         standings[row.pid] = Standing(
-            state=_STATE[row.event],
+            state=state,
+            objected=objected,
+            on_death=on_death,
             policy=policy,
             head_digest=row.digest,
             sequence=row.sequence,

@@ -108,6 +108,8 @@ consent_head = sa.Table(
     sa.Column("log_index", sa.BigInteger, nullable=False),
     sa.Column("widened_index", sa.BigInteger, nullable=False),
     sa.Column("policy", sa.Text),
+    sa.Column("objected", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("on_death", sa.String(16), nullable=False, server_default="stop"),
     *_counts_columns(),
     sa.Index("ix_consent_head_site", "site", "state"),
 )
@@ -225,6 +227,8 @@ def standing_of(
         starts_at=row.starts_at,
         ends_at=row.ends_at,
         under=row.under,
+        objected=bool(row.objected),
+        on_death=row.on_death,
     )
 
 
@@ -272,6 +276,8 @@ def _head_row(pid: str, site: str, standing: Standing) -> dict[str, object]:
         "starts_at": standing.starts_at,
         "ends_at": standing.ends_at,
         "under": standing.under,
+        "objected": standing.objected,
+        "on_death": standing.on_death,
     }
 
 

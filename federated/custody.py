@@ -17,7 +17,7 @@ from consent.decide import Standing, State
 from consent.speakers import Speakers
 from coop.canonical import Json
 from coop.client import Client
-from coop.documents.consent import Capture, Consent
+from coop.documents.consent import Capture, Consent, Correction
 from coop.documents.envelope import issue
 from coop.documents.provision import Policy
 from coop.enrolment import redemption
@@ -145,6 +145,50 @@ def capture(
         ),
     )
     return issue(subject, key, now)
+
+
+def as_hospital(
+    site: Site,
+    pid: str,
+    standing: Standing | None,
+    event: Literal["propose", "deceased", "void"],
+    parts: Mapping[str, object],
+    *,
+    now: int,
+) -> dict[str, Json]:
+    """What only the hospital itself may say of a chain, signed with its own key; it gives nothing.
+
+    Args:
+        site: This hospital.
+        pid: Whose record.
+        standing: How her chain stands, by this hospital's own mirror.
+        event: To prepare a policy for her, to report her death, to correct what was recorded.
+        parts: `policy` and `notice` of a proposal, `correction` of what was entered in error.
+        now: UTC seconds.
+    """
+    subject = Consent(
+        pid=pid,
+        site=site.name,
+        domain="research",
+        sequence=standing.sequence + 1 if standing else 1,
+        previous=standing.head_digest if standing else None,
+        event=event,
+        actor="registrar",
+        **parts,  # type: ignore[arg-type]  # Consent checks them
+    )
+    return issue(subject, site.key, now)
+
+
+def correction(site: Site, reason: str, registrar: str, second: str) -> Correction:
+    """Why a chain was entered in error, seen by two.
+
+    Raises:
+        InvalidInputError: They are one person, or nobody.
+    """
+    first, other = registrar_digest(site, registrar), registrar_digest(site, second)
+    if first == other:
+        raise InvalidInputError("--second: must be another person than --registrar")
+    return Correction(reason=reason, registrar=first, second=other)
 
 
 def registrar_digest(site: Site, name: str) -> str:

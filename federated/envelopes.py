@@ -34,6 +34,12 @@ _BEFORE: Final[Mapping[str, State]] = {
     "suspend": State.ACTIVE,
     "resume": State.SUSPENDED,
     "revoke": State.ACTIVE,
+    "propose": State.REVOKED,
+    "reject": State.PROPOSED,
+    "deceased": State.ACTIVE,
+    "void": State.ACTIVE,
+    "object": State.REVOKED,
+    "lift": State.REVOKED,
 }
 _HEADS_TRIED_MAX: Final = 64  # six pids set aside; more are cleared by patients signing again
 
@@ -175,6 +181,7 @@ class Fold:
             self.aside.pop(pid, None)
             self.standings[pid] = after
         else:
+            self.standings[pid] = after  # her objection stays with her
             self._deny(pid, (after.head_digest,), after.sequence, envelope.index)
         return pid
 
@@ -225,6 +232,7 @@ class Fold:
             head_digest=heads[0] or "",
             sequence=sequence,
             log_index=index,
+            objected=pid in self.standings and self.standings[pid].objected,
         )
 
     def _before_rejoining(self, event: Consent) -> Standing | None:
@@ -246,6 +254,8 @@ class Fold:
             head_digest=event.previous,
             sequence=event.sequence - 1,
             log_index=-1,
+            objected=event.event == "lift"
+            or (event.event != "object" and self.standings[event.pid].objected),
         )
 
     @property

@@ -13,10 +13,10 @@ from consent.chain import (
     cosigners_needed,
     heads_digest,
 )
-from consent.decide import Standing, State
+from consent.decide import Request, Standing, State, decide
 from consent.policy import PolicyError, preset
 from consent.speakers import Desks, Speakers, speaker_of
-from coop.documents.consent import Consent
+from coop.documents.consent import Consent, Correction
 from coop.documents.envelope import Opened, issue, open_document
 from coop.documents.provision import Policy, Provision
 from coop.errors import CoopError
@@ -39,15 +39,38 @@ ACTORS = {
     SITE.did: "registrar",
     STRANGER.did: "patient",
 }
+BEGINNINGS = ("none", "revoked", "rejected", "entered-in-error")
 MODEL = {
-    ("none", "grant"): "active",
-    ("revoked", "grant"): "active",
+    **{(state, "propose"): "proposed" for state in BEGINNINGS},
+    **{(state, "grant"): "active" for state in (*BEGINNINGS, "proposed")},
+    **{
+        (state, "void"): "entered-in-error"
+        for state in ("proposed", "rejected", "active", "suspended", "revoked")
+    },
+    ("proposed", "reject"): "rejected",
     ("active", "amend"): "active",
     ("active", "suspend"): "suspended",
     ("active", "revoke"): "revoked",
     ("suspended", "resume"): "active",
     ("suspended", "revoke"): "revoked",
 }
+
+
+EVENTS = ("grant", "amend", "resume", "lift", "suspend", "revoke", "reject", "object")
+OF_THE_HOSPITAL = ("propose", "void", "deceased")
+TAKING = {"suspend", "revoke", "reject", "object"}
+CORRECTION = Correction(reason="another patient's form", registrar="1" * 64, second="2" * 64)
+
+
+QUESTION = Request(
+    action="train-federated",
+    purpose="DUO:0000006",
+    data_class="cardiology",
+    study_id="heart",
+    organisation="University",
+    commercial=False,
+    at=1_800_000_000,
+)
 
 
 def event(
@@ -60,7 +83,8 @@ def event(
         "sequence": standing.sequence + 1 if standing else 1,
         "previous": standing.head_digest if standing else None,
         "event": name,
-        "policy": preset("all-research") if name in {"grant", "amend"} else None,
+        "policy": preset("all-research") if name in {"grant", "amend", "propose"} else None,
+        "correction": CORRECTION if name == "void" else None,
         "actor": ACTORS[key.did],
     } | changes
     return open_document(Consent, issue(Consent(**subject), key, 1_800_000_000), issuers=None)
@@ -77,26 +101,47 @@ class ConsentChain(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.standing: Standing | None = None
-        self.state, self.index, self.widened = "none", 0, -1
+        self.state, self.index, self.given = "none", 0, -1
+        self.objected, self.on_death = False, "stop"
+
+    def _next(self, name: str) -> tuple[str, bool] | None:
+        """State and objection after an event, None if it cannot happen."""
+        if name in {"object", "lift"}:
+            return (self.state, not self.objected) if self.objected == (name == "lift") else None
+        if name == "deceased":
+            if self.state not in {"active", "suspended"}:
+                return None
+            return (self.state if self.on_death == "continue" else "revoked"), self.objected
+        after = MODEL.get((self.state, name))
+        return None if after is None else (after, self.objected)
 
     @rule(
-        name=st.sampled_from(["grant", "amend", "revoke", "suspend", "resume"]),
-        key=st.sampled_from([PATIENT, PATIENT, HUB, SITE, STRANGER]),
+        name=st.sampled_from([*EVENTS, *OF_THE_HOSPITAL]),
+        key=st.sampled_from([PATIENT, PATIENT, HUB, SITE, SITE, STRANGER]),
+        on_death=st.sampled_from(["stop", "continue", None]),
     )
-    def happen(self, name: str, key: SigningKey) -> None:
+    def happen(self, name: str, key: SigningKey, on_death: str | None) -> None:
         self.index += 1
-        restricts = name in {"revoke", "suspend"} and key in (HUB, SITE)
-        allowed = (key is PATIENT or restricts) and (self.state, name) in MODEL
-        opened = event(name, self.standing, key)
+        chosen = {"on_death": on_death} if name in {"grant", "amend"} else {}
+        entitled = {
+            PATIENT: name not in OF_THE_HOSPITAL,
+            HUB: name in TAKING,
+            SITE: name in TAKING or name in OF_THE_HOSPITAL,
+            STRANGER: False,
+        }[key]
+        wanted = self._next(name) if entitled else None
+        opened = event(name, self.standing, key, **chosen)
         try:
             after = folded(self.standing, opened, self.index)
         except CoopError:
-            assert not allowed
+            assert wanted is None
             return
-        assert allowed
-        self.standing, self.state = after, MODEL[self.state, name]
-        if not restricts and name in {"grant", "amend", "resume"}:
-            self.widened = self.index
+        assert wanted is not None
+        self.standing, (self.state, self.objected) = after, wanted
+        if chosen:
+            self.on_death = on_death or "stop"
+        if name in {"grant", "amend", "resume", "lift"}:
+            self.given = self.index
 
     @rule(name=st.sampled_from(["grant", "revoke"]), shift=st.sampled_from([-1, 1, 5]))
     def out_of_order(self, name: str, shift: int) -> None:
@@ -115,7 +160,11 @@ class ConsentChain(RuleBasedStateMachine):
     def agrees(self) -> None:
         if self.standing is not None:
             assert self.standing.state == self.state
-            assert self.standing.widened_index == self.widened
+            assert self.standing.objected == self.objected
+            if self.state == "active":
+                assert self.standing.widened_index == self.given
+            permits = decide(self.standing, QUESTION).permits
+            assert permits == (self.state == "active" and not self.objected)
 
 
 TestConsentChain = ConsentChain.TestCase
@@ -156,6 +205,52 @@ def test_a_restriction_keeps_the_policy_and_where_it_was_given():
     paused = folded(granted, event("suspend", granted, SITE), 9)
     assert (paused.policy, paused.widened_index, paused.log_index) == (granted.policy, 7, 9)
     assert folded(paused, event("resume", paused), 11).widened_index == 11
+
+
+def test_only_the_hospital_prepares_and_corrects_and_neither_gives_anything():
+    for name in OF_THE_HOSPITAL:
+        granted = None if name == "propose" else folded(None, event("grant", None))
+        for key in (PATIENT, HUB, STRANGER):
+            with pytest.raises(ConsentSignerError):
+                folded(granted, event(name, granted, key))
+    proposed = folded(None, event("propose", None, SITE))
+    assert (proposed.state, decide(proposed, QUESTION).reasons) == (
+        State.PROPOSED,
+        ("consent.proposed",),
+    )
+    declined = folded(proposed, event("reject", proposed, HUB))
+    assert folded(declined, event("grant", declined)).state is State.ACTIVE
+
+
+def test_an_objection_dominates_whatever_is_allowed_beside_it():
+    objected = folded(None, event("object", None, HUB), 3)
+    granted = folded(objected, event("grant", objected), 5)
+    assert decide(granted, QUESTION).reasons == ("consent.objected",)
+    with pytest.raises(ConsentSignerError):
+        folded(granted, event("lift", granted, HUB))
+    lifted = folded(granted, event("lift", granted), 9)
+    assert decide(lifted, QUESTION).permits
+    # The witnesses must have seen the end of the objection, not only the grant.
+    assert lifted.widened_index == 9
+
+
+def test_what_she_chose_for_her_death_happens_and_stopping_is_the_default():
+    for chosen, after in ((None, State.REVOKED), ("stop", State.REVOKED)):
+        granted = folded(None, event("grant", None, on_death=chosen))
+        assert folded(granted, event("deceased", granted, SITE)).state is after
+    goes_on = folded(None, event("grant", None, on_death="continue"))
+    assert decide(folded(goes_on, event("deceased", goes_on, SITE)), QUESTION).permits
+
+
+def test_a_chain_entered_in_error_allows_nothing_and_says_why():
+    granted = folded(None, event("grant", None))
+    void = folded(granted, event("void", granted, SITE))
+    assert (void.state, void.policy) == (State.VOID, None)
+    for name, parts in (("void", {"correction": None}), ("revoke", {"correction": CORRECTION})):
+        with pytest.raises(ConsentChainError):
+            folded(granted, event(name, granted, SITE, **parts))
+    with pytest.raises(ConsentChainError):
+        folded(granted, event("revoke", granted, on_death="stop"))
 
 
 def test_the_heads_digest_depends_on_every_pid_and_head_and_on_no_order():

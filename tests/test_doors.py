@@ -86,6 +86,16 @@ FOREIGN: dict[str, tuple[str, object, tuple[str, ...]]] = {
         {},
         ("bea", "stranger", "staff-budapest", "staff-coop"),
     ),
+    "POST /v1/consents/{pid}/reject": (
+        f"/v1/consents/{PID}/reject",
+        {},
+        ("bea", "stranger", "staff-budapest", "staff-coop"),
+    ),
+    "POST /v1/consents/{pid}/object": (
+        f"/v1/consents/{PID}/object",
+        {},
+        ("bea", "stranger", "staff-budapest", "staff-coop"),
+    ),
     "POST /v1/keys/{pid}/revoke-all": (
         f"/v1/keys/{PID}/revoke-all",
         {},

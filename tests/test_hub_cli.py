@@ -245,9 +245,13 @@ def test_a_patient_enrols_decides_withdraws_and_sees_it_all_verified(town: Town)
         assert withdrawn["event"] == "revoke"
         assert withdrawn["effective_by"] <= now() + 60
 
+        assert town.good("patient", "object", *key)["event"] == "object"
+        assert town.good("patient", "object", *key)["event"] is None
+        assert town.good("patient", "object", "--lift", *key)["event"] == "lift"
+
         out = town.folder / "receipts"
         seen = town.good("patient", "receipts", "--out", out, *key)["events"]
-        assert [event["event"] for event in seen] == ["grant", "amend", "revoke"]
+        assert [event["event"] for event in seen] == ["grant", "amend", "revoke", "object", "lift"]
         assert all(event["verified"] for event in seen)
         kantara = ("--format", "kantara", "--jurisdiction", "EU")
         filed = town.good("patient", "receipts", *kantara, "--out", out, *key)["events"]

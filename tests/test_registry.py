@@ -1,5 +1,6 @@
 """The registry's contract, the same over SQLite and PostgreSQL: nothing lost, nothing widened."""
 
+import base64
 import json
 import threading
 import time
@@ -195,7 +196,7 @@ def test_an_event_from_the_future_or_for_another_hospital_is_refused(hub):
 
 def test_restricting_needs_no_key_is_idempotent_and_keeps_the_chain(hub):
     (person,) = enrol(hub, "zurich", PIDS[0])
-    with pytest.raises(CoopError, match="no consent"):
+    with pytest.raises(CoopError, match="not possible"):
         hub.registry.restrict(person.pid, "revoke", "session")
     grant(hub, [person])
     paused = hub.registry.restrict(person.pid, "suspend", "registrar")
@@ -261,10 +262,10 @@ def test_a_history_is_a_file_that_verifies_offline(hub):
         assert report.facts["index"] == entry["log_index"]
 
 
-def test_writers_of_one_chain_at_once_lose_nothing(hub):
+def test_sixty_four_writers_of_one_chain_at_once_lose_nothing(hub):
     (person,) = enrol(hub, "zurich", PIDS[0])
     choices = ["all-research", "train-only", "no-companies", "with-companies", "refuse"]
-    documents = [person.event("grant", choice=choice) for choice in choices]
+    documents = [person.event("grant", choice=choices[n % 5]) for n in range(64)]
     results: list[str | None] = []
 
     def write(document: dict[str, Any]) -> None:
@@ -275,7 +276,7 @@ def test_writers_of_one_chain_at_once_lose_nothing(hub):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(results, key=str) == [None, *["consent.chain"] * 4]
+    assert sorted(results, key=str) == [None, *["consent.chain"] * 63]
     with hub.database.reading() as connection:
         rows = connection.execute(sa.select(consent_event)).all()
         head = connection.execute(sa.select(consent_head)).one()
@@ -283,6 +284,84 @@ def test_writers_of_one_chain_at_once_lose_nothing(hub):
     assert len(rows) == 1
     assert head.digest == rows[0].digest
     assert size == 3  # enrolment, consent, receipt
+
+
+def test_sixty_four_patients_at_once_are_all_acknowledged_and_none_is_lost(hub):
+    people = enrol(
+        hub, "zurich", *(base64.b32encode(bytes([n]) * 16).decode().lower()[:26] for n in range(64))
+    )
+    answers: dict[str, str | None] = {}
+
+    def write(person: Person) -> None:
+        (answer,) = hub.registry.submit([person.event("grant")])
+        answers[person.pid] = code_of(answer)
+
+    threads = [threading.Thread(target=write, args=(person,)) for person in people]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {person.pid: None for person in people}
+    with hub.database.reading() as connection:
+        events = connection.execute(sa.select(consent_event.c.log_index)).scalars().all()
+        assert len(set(events)) == 64
+        assert hub.journal.size(connection) == 3 * 64
+
+
+def test_an_objection_needs_no_key_and_ending_it_does(hub):
+    (person,) = enrol(hub, "zurich", PIDS[0])
+    grant(hub, [person])
+    assert hub.registry.decision(person.pid, question()).permits
+    first = hub.registry.restrict(person.pid, "object", "session")
+    assert hub.registry.restrict(person.pid, "object", "registrar") == first
+    assert hub.registry.decision(person.pid, question()).reasons == ("consent.objected",)
+    assert hub.registry.permitted(question())["zurich"] == []
+    standing = hub.registry.standing(person.pid)
+    person.sequence, person.head = standing.sequence, standing.head_digest
+    (refused,) = hub.registry.submit([person.event("lift", key=hub.hub_key, actor="session")])
+    assert code_of(refused) == "consent.wrong-key"
+    made = hub.registry.draft(person.pid, Choice(event="lift"))
+    signature = b64u(person.key.sign(to_sign(made["document"], made["proof"])))
+    hub.registry.sign(made["draft_id"], signature, person.key.did)
+    assert hub.registry.decision(person.pid, question()).permits
+
+
+def test_what_a_hospital_proposes_waits_for_her_and_can_be_declined(hub):
+    (person,) = enrol(hub, "zurich", PIDS[0])
+    site = hub.site_keys["zurich"]
+
+    def proposed(key: SigningKey) -> str | None:
+        document = person.event(
+            "propose", key=key, actor="registrar", policy=preset("all-research"),
+            notice=shipped()[-1].reference(),
+        )  # fmt: skip
+        (answer,) = hub.registry.submit([document])
+        if answer["problem"] is None:
+            person.follow(document)
+        return code_of(answer)
+
+    assert proposed(hub.hub_key) == "consent.wrong-key"
+    assert proposed(hub.site_keys["basel"]) == "consent.wrong-key"
+    assert proposed(site) is None
+    assert hub.registry.overview(person.pid)["state"] == "proposed"
+    assert not hub.registry.decision(person.pid, question()).permits
+    hub.registry.restrict(person.pid, "reject", "session")
+    assert hub.registry.overview(person.pid)["state"] == "rejected"
+    standing = hub.registry.standing(person.pid)
+    person.sequence, person.head = standing.sequence, standing.head_digest
+    assert proposed(site) is None
+    grant(hub, [person])
+    assert hub.registry.decision(person.pid, question()).permits
+
+
+def test_a_consent_whose_time_is_over_is_shown_as_expired(hub):
+    (person,) = enrol(hub, "zurich", PIDS[0])
+    short = preset("all-research", end=clock() + 3600)
+    grant_of = person.event("grant", policy=short)
+    hub.registry.submit([grant_of])
+    assert hub.registry.overview(person.pid)["state"] == "active"
+    hub.registry.now = lambda: clock() + 3600
+    assert hub.registry.overview(person.pid)["state"] == "expired"
 
 
 def test_a_draft_is_signed_by_the_browser_over_the_hubs_own_copy(hub):

@@ -21,6 +21,11 @@ _STATES: Final = {
     "suspended": "Paused",
     "revoked": "Stopped",
     "none": "Not decided yet",
+    "proposed": "Proposed by your hospital",
+    "rejected": "Declined",
+    "entered-in-error": "Recorded in error",
+    "expired": "Over",
+    "waiting": "Waiting",
 }
 
 
@@ -38,7 +43,9 @@ class ConsentCard:
     decided: bool
     may_stop: bool
     may_decide: bool
-    """Whether what comes next is a decision: none was made, or she stopped."""
+    """Whether what comes next is a decision: none is in force."""
+    may_decline: bool
+    objected: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,18 +127,34 @@ def consent_card(entry: Mapping[str, Any]) -> ConsentCard:
     refused = entry.get("preset") == "refuse"
     choice = wording.PRESETS.get(str(entry.get("preset")), ("", ""))[1]
     since = entry.get("at")
-    in_force = state == "active"
+    in_force = state == "active" and not entry.get("objected")
     return ConsentCard(
         title=f"Record at {str(entry['site']).capitalize()} ({str(entry['pid'])[:6]}…)",
-        state="Refused" if refused and in_force else _STATES.get(state, state),
+        state=_state(entry),
         choice=choice if in_force else "",
         detail=f"since {day(int(since))} · log entry {entry.get('log_index')}" if since else "",
         lines=[(str(label), str(value)) for label, value in entry.get("summary", [])],
-        lines_title=wording.MAY_DO if in_force else wording.MIGHT_DO,
-        decided=state != "none",
-        may_stop=state in {"active", "suspended"} and not refused,
-        may_decide=state in {"none", "revoked"},
+        lines_title=_lines_title(state),
+        decided=entry.get("sequence", 1) > 0 and state != "none",
+        may_stop=state in {"active", "suspended", "waiting"} and not refused,
+        may_decide=state not in {"active", "suspended", "waiting"},
+        may_decline=state == "proposed",
+        objected=bool(entry.get("objected")),
     )
+
+
+def _state(entry: Mapping[str, Any]) -> str:
+    if entry.get("objected"):
+        return wording.OBJECTED
+    state = str(entry.get("state", "none"))
+    if state == "active" and entry.get("preset") == "refuse":
+        return "Refused"
+    return _STATES.get(state, state)
+
+
+def _lines_title(state: str) -> str:
+    titles = {"active": wording.MAY_DO, "waiting": wording.MAY_DO, "proposed": wording.PROPOSED}
+    return titles.get(state, wording.MIGHT_DO)
 
 
 def history_rows(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -127,6 +127,16 @@ BUDGET_TEXT: Final = (
 HISTORY: Final = "History and receipts"
 ALL_RECEIPTS: Final = "Download all receipts"
 MAY_DO: Final = "What my record may do"
+PROPOSED: Final = "What your hospital proposes; nothing happens unless you sign"
+DECLINE: Final = "Decline"
+OBJECTED: Final = "You object to all research"
+OBJECT: Final = "Object to all research, at every hospital"
+OBJECT_TEXT: Final = (
+    "One click: whatever you allowed or will allow, no research uses your records until you end "
+    "the objection. It needs no key."
+)
+LIFT: Final = "End my objection"
+LIFTED: Final = "Ended. What you allowed before counts again."
 MIGHT_DO: Final = "What it was allowed before"
 HELP: Final = (
     "Help: ask the enrolment desk of your hospital. It can also stop for you, without a key."
@@ -172,6 +182,12 @@ EVENTS: Final = {
     "revoke": "stopped",
     "suspend": "paused",
     "resume": "resumed",
+    "object": "objected to all research",
+    "lift": "ended the objection",
+    "propose": "proposed by the hospital",
+    "reject": "declined",
+    "deceased": "death reported",
+    "void": "recorded in error",
 }
 
 USES: Final = {

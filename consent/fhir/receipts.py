@@ -29,6 +29,9 @@ _STATUS: Final[Mapping[str, str]] = {
     # DPV has no word for a pause: nothing is permitted, as after a withdrawal.
     State.SUSPENDED: "dpv:ConsentWithdrawn",
     State.REVOKED: "dpv:ConsentWithdrawn",
+    State.PROPOSED: "dpv:ConsentRequested",
+    State.VOID: "dpv:ConsentInvalidated",
+    "objected": "dpv:ConsentWithdrawn",
     "expired": "dpv:ConsentExpired",
     "waiting": "dpv:ConsentRequested",
 }
@@ -120,7 +123,8 @@ def kantara(
 
 
 def _permits(record: Record) -> list[Provision]:
-    if record.policy is None or record.state is State.REVOKED:
+    in_force = record.state in {State.ACTIVE, State.SUSPENDED} and not record.objected
+    if record.policy is None or not in_force:
         return []
     return [part for _, _, part in walk(record.policy.provision) if part.type == "permit"]
 

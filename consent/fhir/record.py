@@ -6,7 +6,8 @@
     | active, all periods over | inactive         | expired                         |
     | active, not counting yet | inactive         | waiting                         |
     | suspended                | inactive         | suspended                       |
-    | revoked                  | inactive         | revoked                         |
+    | any other                | inactive         | its name                        |
+    | whatever, and objected   | inactive         | objected                        |
 
 Core: pure, no I/O.
 """
@@ -17,13 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from consent import decide
 from consent.decide import State
 from consent.fhir import words
 from consent.fhir.refusals import UnsignedConsentError
 from consent.fhir.times import moment
 from consent.fhir.words import Version
 from consent.fhir.writer import coding, concept, rules
-from consent.policy import walk
 from coop.canonical import Json, NotCanonicalError, jcs, parse_object
 from coop.documents.provision import TIME_MAX, Policy, Provision
 
@@ -56,6 +57,7 @@ class Record:
     starts_at: int = 0
     ends_at: int = TIME_MAX
     """Between which who gave the consent could give it (`consent.decide.Standing`)."""
+    objected: bool = False
 
     @property
     def id(self) -> str:
@@ -64,17 +66,11 @@ class Record:
 
 
 def state_at(record: Record, now: int) -> str:
-    """The chain's state, `expired` when an active policy permits nothing any more."""
-    policy = record.policy
-    if record.state is not State.ACTIVE or policy is None:
-        return str(record.state)
-    if now < record.starts_at:
-        return "waiting"
-    permits = [part for _, _, part in walk(policy.provision) if part.type == "permit"]
-    ends = max((part.end for part in permits), default=None)
-    whole = min(policy.provision.end, record.ends_at)
-    over = whole <= now or (ends is not None and ends <= now)
-    return "expired" if over else str(record.state)
+    """The chain's state, `objected` whatever it is while she objects to all research."""
+    if record.objected:
+        return "objected"
+    counts = record.starts_at, record.ends_at
+    return decide.state_at(record.state, record.policy, counts, now)
 
 
 def status(record: Record, now: int) -> str:

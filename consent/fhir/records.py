@@ -120,6 +120,7 @@ def _record(
         envelope=None,
         starts_at=standing.starts_at,
         ends_at=standing.ends_at,
+        objected=standing.objected,
     )
 
 

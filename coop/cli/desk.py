@@ -1,4 +1,4 @@
-"""`coop hospital represent` and `capture`: what the desk signs for patients who do not sign here.
+"""`coop hospital represent`, `capture`, `propose`, `deceased`, `void`: what a desk signs.
 
 These belong to the group in `coop.cli.hospital`, which is loaded through this module.
 """
@@ -15,7 +15,11 @@ from coop.cli.output import day, show
 from coop.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coop.client import Client
     from coop.documents.provision import Policy
+    from federated.site import Site
 
 __all__ = ["app"]
 
@@ -126,6 +130,84 @@ def capture(  # noqa: PLR0913, PLR0917  (one per option of the command)
         f"in force everywhere by {day(result['effective_by'])}"
     )
     show(facts, as_json, text)
+
+
+@app.command()
+def propose(  # noqa: PLR0913, PLR0917  (one per option of the command)
+    record_key: Record,
+    preset: Annotated[str, typer.Option(help="What you propose, as in `coop patient consent`.")],
+    data_class: Annotated[str, typer.Option(help="The kind of data.")] = "cardiology",
+    disease: Annotated[str | None, typer.Option(help="MONDO code, for disease-only.")] = None,
+    study: Annotated[str | None, typer.Option(help="Study id, for this-study.")] = None,
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Prepare a decision for a patient; nothing is allowed until she signs one herself."""
+    from consent.policy import preset as ready_made
+    from coop.documents.consent import Notice
+
+    policy = ready_made(preset, data_class=data_class, disease=disease, study_id=study)
+
+    def parts(_site: "Site", hub: "Client") -> dict[str, object]:
+        told = hub.get("/v1/notices:current")["notice"]
+        return {"policy": policy, "notice": Notice.model_validate(told)}
+
+    _as_hospital(record_key, "propose", parts, state, as_json=as_json)
+
+
+@app.command()
+def deceased(record_key: Record, state: State = HERE, as_json: Json = False) -> None:
+    """Report a death: what the patient chose for it happens; if she chose nothing, all stops."""
+    _as_hospital(record_key, "deceased", lambda _site, _hub: {}, state, as_json=as_json)
+
+
+@app.command()
+def void(
+    record_key: Record,
+    reason: Annotated[str, typer.Option(help="What went wrong with the recording; not health.")],
+    registrar: Annotated[str, typer.Option(help="Your name; only a digest leaves this house.")],
+    second: Annotated[str, typer.Option(help="Who else has seen it: another person.")],
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Mark what is recorded for a patient as entered in error: it allows nothing from now on."""
+    from federated import custody
+
+    def parts(site: "Site", _hub: "Client") -> dict[str, object]:
+        return {"correction": custody.correction(site, reason, registrar, second)}
+
+    _as_hospital(record_key, "void", parts, state, as_json=as_json)
+
+
+def _as_hospital(
+    record_key: str,
+    event: Any,  # noqa: ANN401  (one of three)
+    parts: "Callable[[Site, Client], dict[str, object]]",
+    state: Path,
+    *,
+    as_json: bool,
+) -> None:
+    from federated import custody
+    from federated.mirror import Mirror
+
+    site = _open(state)
+    with _hub(site) as hub:
+        mirror = Mirror(site, hub)
+        mirror.sync()
+        pid = site.pid_of(record_key)
+        standing = mirror.standings().get(pid)
+        said = parts(site, hub)
+        document = custody.as_hospital(site, pid, standing, event, said, now=int(time.time()))
+        (result,) = hub.post("/v1/consents", {"documents": [document]})["results"]
+    site.close()
+    custody.raise_if_refused(result)
+    facts = {
+        "pid": pid,
+        "document": document,
+        "receipt": result["receipt"],
+        "effective_by": result["effective_by"],
+    }
+    show(facts, as_json, f"{event} recorded for {pid}, by {day(result['effective_by'])} everywhere")
 
 
 def _role(text: str | None) -> Any:  # noqa: ANN401  (one of the four, checked)

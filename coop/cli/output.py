@@ -32,6 +32,23 @@ def day(seconds: int) -> str:
     return iso(seconds).replace("T", " ").replace("Z", " UTC")
 
 
+def micro(text: str | None) -> int | None:
+    """Millionths of what was typed for --epsilon-cap; None stays None."""
+    from decimal import Decimal, InvalidOperation
+
+    from coop.errors import InvalidInputError
+
+    if text is None:
+        return None
+    try:
+        exact = Decimal(text) * 1_000_000
+    except InvalidOperation as error:
+        raise InvalidInputError("--epsilon-cap: must be a number like 0.5") from error
+    if not exact.is_finite() or exact < 0 or exact != int(exact):
+        raise InvalidInputError("--epsilon-cap: must be a number like 0.5, at most six places")
+    return int(exact)
+
+
 def _said(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_said(each)}" for name, each in value.items()) or "none"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from coop.cli.output import day, show
+from coop.cli.output import day, micro, show
 from coop.errors import CoopError, Kind
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from coop.journal.trust import Trust
     from coop.keys import SigningKey
 
-    Choice = tuple[Policy | None, Notice | None]
+    Choice = tuple[Policy | None, Notice | None, Literal["decide", "object", "lift"]]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 KeyFile = Annotated[Path, typer.Option("--key", help="Your key file; keep it, and keep a copy.")]
@@ -33,6 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stand
 HERE: Final = Path("patient.key")
 _POLL_S: Final = 1.0
 _MOVED_ON: Final = "consent.chain"
+_IN_FORCE: Final = frozenset({"active", "suspended", "expired", "waiting"})
 _TRIES: Final = 3  # the chain may grow between reading and signing (a suspension at the desk)
 
 
@@ -122,9 +123,20 @@ def consent(  # noqa: PLR0913, PLR0917  (one per option of the command)
         data_class=data_class,
         disease=disease,
         study_id=study,
-        epsilon_cap_micro=_micro(epsilon_cap),
+        epsilon_cap_micro=micro(epsilon_cap),
     )
     _decide(key, trust, policy, as_json=as_json)
+
+
+@app.command("object")
+def object_to_all(
+    key: KeyFile = HERE,
+    lift: Annotated[bool, typer.Option("--lift", help="End the objection instead.")] = False,
+    trust: TrustFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Object to all research with your record, whatever else you allow; or end that with --lift."""
+    _decide(key, trust, None, event="lift" if lift else "object", as_json=as_json)
 
 
 @app.command()
@@ -214,16 +226,23 @@ def statement(key: KeyFile = HERE, trust: TrustFile = None, as_json: AsJson = Fa
     show({"verified": pinned is not None, "statement": document}, as_json, "\n".join(lines))
 
 
-def _decide(key_file: Path, trust: Path | None, policy: "Policy | None", *, as_json: bool) -> None:
+def _decide(
+    key_file: Path,
+    trust: Path | None,
+    policy: "Policy | None",
+    *,
+    event: Literal["decide", "object", "lift"] = "decide",
+    as_json: bool,
+) -> None:
     pinned = _trusted(trust)
     signing = _key(key_file)
     with _client(signing) as client:
         pid = _pid(client)
         notice = None if policy is None else _told(client, quiet=as_json)
-        found = _submitted(client, signing, pid, (policy, notice))
+        found = _submitted(client, signing, pid, (policy, notice, event))
     if found is None:
         facts: dict[str, Any] = {"pid": pid, "event": None}
-        show(facts, as_json, "nothing to do: there is no consent in force")
+        show(facts, as_json, "nothing to do: it is so already")
         return
     document, result = found
     facts = {
@@ -281,17 +300,19 @@ def _event(
     from coop.documents.envelope import issue
 
     state = standing["state"]
-    policy, notice = choice
-    if policy is None and state in {"none", "revoked"}:
+    policy, notice, asked = choice
+    if asked == "decide" and policy is None and state not in _IN_FORCE:
         return None
-    granting: Literal["amend", "grant"] = "amend" if state == "active" else "grant"
+    if asked != "decide" and standing["objected"] == (asked == "object"):
+        return None
+    decided = "amend" if state in _IN_FORCE - {"suspended"} else "grant"
     subject = Consent(
         pid=standing["pid"],
         site=standing["site"],
         domain="research",
         sequence=standing["sequence"] + 1,
         previous=standing["head_sha256"],
-        event="revoke" if policy is None else granting,
+        event=asked if asked != "decide" else "revoke" if policy is None else decided,  # type: ignore[arg-type]  # Consent checks it
         policy=policy,
         notice=notice,
     )
@@ -361,22 +382,6 @@ def _record(client: "Client") -> tuple[str, str]:
 
 def _pid(client: "Client") -> str:
     return _record(client)[0]
-
-
-def _micro(text: str | None) -> int | None:
-    from decimal import Decimal, InvalidOperation
-
-    from coop.errors import InvalidInputError
-
-    if text is None:
-        return None
-    try:
-        exact = Decimal(text) * 1_000_000
-    except InvalidOperation as error:
-        raise InvalidInputError("--epsilon-cap: must be a number like 0.5") from error
-    if not exact.is_finite() or exact < 0 or exact != int(exact):
-        raise InvalidInputError("--epsilon-cap: must be a number like 0.5, at most six places")
-    return int(exact)
 
 
 def _raise_if_refused(problem: Mapping[str, Any] | None) -> None:

@@ -1,9 +1,10 @@
 """A patient's decisions as other systems' receipts, made from what the registry proved to her."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-from consent.decide import State
+from consent.chain import after_event
+from consent.decide import Standing
 from consent.fhir.receipts import dpv, kantara
 from consent.fhir.record import Record, resource
 from consent.fhir.refusals import NotExpressibleError
@@ -12,14 +13,6 @@ from coop.canonical import Json
 from coop.documents.consent import Consent, Notice
 from coop.documents.provision import Policy
 from coop.errors import InvalidInputError
-
-_AFTER: Final[Mapping[str, State]] = {
-    "grant": State.ACTIVE,
-    "amend": State.ACTIVE,
-    "resume": State.ACTIVE,
-    "suspend": State.SUSPENDED,
-    "revoke": State.REVOKED,
-}
 
 
 def exports(
@@ -42,17 +35,29 @@ def exports(
     writer = _writer(form, jurisdiction, now)
     policy: Policy | None = None
     notice: Notice | None = None
+    held: Standing | None = None
     for event in events:
         document = event["proof"]["document"]
         said = Consent.model_validate(document["credentialSubject"])
         policy, notice = said.policy or policy, said.notice or notice
+        state, objected = after_event(held, said.event)
+        held = Standing(
+            state=state,
+            objected=objected,
+            on_death=said.on_death or (held.on_death if held else "stop"),
+            policy=policy,
+            head_digest=event["digest"],
+            sequence=said.sequence,
+            log_index=event["log_index"],
+        )
         record = Record(
             pid=said.pid,
             site=said.site,
             domain=said.domain,
             did=standing["did"],
             custody=standing["custody"],
-            state=_AFTER[said.event],
+            state=state,
+            objected=objected,
             sequence=said.sequence,
             at=event["at"],
             event=said.event,

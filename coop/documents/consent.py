@@ -35,6 +35,15 @@ class Capture(Part):
     """Of the form, as a BCP 47 tag."""
 
 
+class Correction(Part):
+    """Why a chain was entered in error: four eyes at the hospital, by keyed digests of names."""
+
+    reason: str = Field(min_length=1, max_length=500)
+    """In the hospital's words; about the recording, never about health."""
+    registrar: str = Sha256
+    second: str = Sha256
+
+
 class Enrolment(Subject):
     """A hospital's word that `key` speaks for `pid`."""
 
@@ -74,10 +83,25 @@ class Consent(Subject):
     domain: Literal["research"]
     sequence: int = Field(ge=1)
     previous: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    event: Literal["grant", "amend", "revoke", "suspend", "resume"]
+    event: Literal[
+        "grant",
+        "amend",
+        "resume",
+        "lift",
+        "suspend",
+        "revoke",
+        "reject",
+        "object",
+        "propose",
+        "deceased",
+        "void",
+    ]
+    """What was said; `consent.chain` says what follows from it."""
     policy: Policy | None = None
-    """Present in grant and amend, absent otherwise."""
+    """Present in grant, amend and propose, absent otherwise."""
     notice: Notice | None = None
+    on_death: Literal["stop", "continue"] | None = None
+    """In grant and amend: what she wants once she has died; without it, stop."""
     actor: Literal["patient", "custodian", "representative", "guardian", "session", "registrar"] = (
         "patient"
     )
@@ -85,6 +109,8 @@ class Consent(Subject):
     """The representation under which a representative speaks."""
     capture: Capture | None = None
     """The paper behind a custodian's signature."""
+    correction: Correction | None = None
+    """Present in void, absent otherwise."""
 
 
 class ConsentReceipt(Subject):

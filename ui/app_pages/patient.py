@@ -36,6 +36,11 @@ def consents() -> None:
     for entry in mine:
         _one_consent(entry)
     st.write(wording.CANNOT_UNDO)
+    if not all(entry.get("objected") for entry in mine):
+        st.divider()
+        st.write(wording.OBJECT_TEXT)
+        if st.button(wording.OBJECT, key="object"):
+            _act("/v1/me/consents:object")
 
 
 def _nothing_joined() -> None:
@@ -57,16 +62,63 @@ def _one_consent(entry: Mapping[str, Any]) -> None:
             _history(entry["pid"])
         if card.may_decide:
             link("decide", wording.DECIDE_NOW)
+        if card.may_decline and st.button(wording.DECLINE, key=f"decline-{entry['pid']}"):
+            _act(f"/v1/consents/{entry['pid']}/reject")
         if card.may_stop and st.button(
             wording.STOP, key=f"stop-{entry['pid']}", help="Takes effect within a minute."
         ):
-            try:
-                receipt = hub().post(f"/v1/consents/{entry['pid']}/revoke")
-            except CoopError as error:
-                explain(error)
-                return
-            st.session_state["stopped"] = receipt
-            st.rerun()
+            _act(f"/v1/consents/{entry['pid']}/revoke")
+        if card.objected:
+            _lift(entry)
+
+
+def _act(path: str) -> None:
+    """What takes away: at once, without a key."""
+    try:
+        done = hub().post(path)
+    except CoopError as error:
+        explain(error)
+        return
+    results = done.get("results", [done])
+    if results:
+        st.session_state["stopped"] = {
+            "effective_by": max(each["effective_by"] for each in results),
+            "receipt": [each["receipt"] for each in results]
+            if len(results) > 1
+            else results[0]["receipt"],
+        }
+    st.rerun()
+
+
+def _lift(entry: Mapping[str, Any]) -> None:
+    """End an objection: what gives something again is signed on this device."""
+    pid = entry["pid"]
+    if st.button(wording.LIFT, key=f"lift-{pid}"):
+        try:
+            asked = {"pid": pid, "event": "lift"}
+            st.session_state[f"lifting-{pid}"] = hub().post("/v1/consents:draft", asked)
+        except CoopError as error:
+            explain(error)
+            return
+    draft = st.session_state.get(f"lifting-{pid}")
+    if not draft:
+        return
+    answer = signer(
+        mode="sign",
+        did=draft["document"]["issuer"],
+        statement={**draft["document"], "proof": draft["proof"]},
+        summary=draft["summary"],
+        key=f"-lift-{pid}",
+    )
+    if answer.signed:
+        try:
+            hub().post("/v1/consents:sign", {"draft_id": draft["draft_id"], **answer.signed})
+        except CoopError as error:
+            explain(error)
+            return
+        st.session_state.pop(f"lifting-{pid}")
+        st.toast(wording.LIFTED)
+        st.rerun()
 
 
 def _history(pid: str) -> None:

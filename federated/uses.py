@@ -11,18 +11,22 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from consent.chain import ConsentChainError, after_event
+from consent.decide import Standing, State
 from consent.speakers import Speakers
 from coop.canonical import Json, parse_object
-from coop.documents.consent import Consent, Use, UseRequest, UseStatement
+from coop.documents.consent import Consent, StudyUse, Use, UseRequest, UseStatement
 from coop.documents.envelope import issue, open_document
+from coop.documents.study import Study
 from coop.errors import CoopError, Kind, NotFoundError
 from federated.answers import answer
-from federated.budget import debit, debit_pid
+from federated.approval import approved
+from federated.budget import debit, debit_bystander, debit_pid
 from federated.mirror_store import mirror_document
-from federated.site import Site, patient
+from federated.site import Site, enrolled, patient
 
 _WHAT: Final = {"train": "training round", "evaluate": "evaluation", "cohort": "cohort answer"}
-_WITHDRAWN: Final = frozenset({"revoke", "suspend"})
+_STUDIES_MAX: Final = 200  # in one statement; the newest
 ASKED_WITHIN_S: Final = 600  # a slow relay and a device's clock that is behind
 _AHEAD_S: Final = 120
 
@@ -87,7 +91,8 @@ def statement(site: Site, pid: str, now: int) -> dict[str, Any]:
             site=site.name,
             pid=pid,
             uses=uses_of(connection, pid),
-            excluded_from=_withdrawn_at(connection, pid),
+            studies=_studies(connection, pid),
+            excluded_from=_excluded_from(connection, pid),
         )
     return issue(subject, site.key, now)
 
@@ -123,15 +128,83 @@ def uses_of(connection: sa.Connection, pid: str) -> list[Use]:
     ]
 
 
-def _withdrawn_at(connection: sa.Connection, pid: str) -> int | None:
-    """When her newest consent event withdrew; None while it did not."""
-    text = connection.scalar(
+def _studies(connection: sa.Connection, pid: str) -> list[StudyUse]:
+    """What each study did with this record, by the draws since it was enrolled."""
+    since = connection.scalar(sa.select(sa.func.min(enrolled.c.at)).where(enrolled.c.pid == pid))
+    hers = sa.exists().where(debit_pid.c.sequence == debit.c.sequence, debit_pid.c.pid == pid)
+    beside = sa.exists().where(
+        debit_bystander.c.sequence == debit.c.sequence, debit_bystander.c.pid == pid
+    )
+
+    def counted(which: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+        return sa.func.sum(sa.case((which, 1), else_=0))
+
+    rows = connection.execute(
+        sa.select(
+            approved.c.study,
+            counted(hers).label("used"),
+            counted(~hers & beside).label("not_needed"),
+            counted(~hers & ~beside).label("refused"),
+            sa.func.max(debit.c.at).label("last_at"),
+        )
+        .join(
+            approved,
+            sa.and_(approved.c.study_id == debit.c.study_id, approved.c.version == debit.c.version),
+        )
+        # What everybody was charged after a restore is no computation that is known.
+        .where(hers | (debit.c.at >= (since or 0)), debit.c.phase.in_(_WHAT))
+        .group_by(approved.c.study_sha256, approved.c.study)
+        .order_by(sa.desc("last_at"), approved.c.study_sha256)
+        .limit(_STUDIES_MAX)
+    )
+    found = []
+    for row in rows:
+        study = open_document(Study, parse_object(row.study), issuers=None).subject
+        found.append(
+            StudyUse(
+                study_id=study.study_id,
+                version=study.version,
+                title=study.title,
+                organisation=study.proposer,
+                commercial=study.commercial,
+                purpose=study.purpose,
+                disease=study.disease,
+                used=int(row.used),
+                refused=int(row.refused),
+                not_needed=int(row.not_needed),
+                last_at=row.last_at,
+            )
+        )
+    return found
+
+
+def _excluded_from(connection: sa.Connection, pid: str) -> int | None:
+    """Since when her own words permit nothing; None while they do, or never did."""
+    texts = connection.execute(
         sa.select(mirror_document.c.document)
         .where(mirror_document.c.pid == pid, mirror_document.c.kind == Consent.kind)
-        .order_by(mirror_document.c.log_index.desc())
-        .limit(1)
-    )
-    if text is None:
-        return None
-    event = open_document(Consent, parse_object(text), issuers=None)
-    return event.at if event.subject.event in _WITHDRAWN else None
+        .order_by(mirror_document.c.log_index)
+    ).scalars()
+    held: Standing | None = None
+    since: int | None = None
+    for text in texts:
+        event = open_document(Consent, parse_object(text), issuers=None)
+        was_open = held is not None and held.state is State.ACTIVE and not held.objected
+        try:
+            state, objected = after_event(held, event.subject.event)
+        except ConsentChainError:
+            continue  # it follows a document that staff set aside; she is denied all the same
+        held = Standing(
+            state=state,
+            objected=objected,
+            on_death=event.subject.on_death or (held.on_death if held else "stop"),
+            policy=None,
+            head_digest=event.digest,
+            sequence=event.subject.sequence,
+            log_index=-1,
+        )
+        if state is State.ACTIVE and not objected:
+            since = None
+        elif was_open:
+            since = event.at
+    return since

@@ -124,6 +124,26 @@ def test_uses_are_read_from_the_hospitals_statement():
     assert rows[0]["proof"] == "abababababab"
 
 
+def test_who_asked_and_what_came_of_it_stands_beside_her_uses():
+    said = {"study_id": "heart", "version": 1, "title": "Heart risk", "organisation": "Uni"}
+    said |= {"commercial": True, "used": 3, "refused": 2, "not_needed": 1}
+    models = [
+        {"model_id": "m-1", "study_id": "heart", "version": 1},
+        {"model_id": "m-2", "study_id": "heart", "version": 2},
+    ]
+    statement = {"credentialSubject": {"studies": [said]}}
+    assert viewmodels.study_use_rows(statement, models) == [
+        {
+            "study": "Heart risk (v1)",
+            "by": "Uni (a company)",
+            "used": "3 times",
+            "kept out, as you wish": "2 times",
+            "models": "m-1",
+        }
+    ]
+    assert viewmodels.study_use_rows(statement, [])[0]["models"] == "none"
+
+
 def test_an_answer_shows_credits_and_not_billionths():
     body = {"outputs": [{"data": [0.25]}]}
     view = viewmodels.answer(body, {"coop-credits-charged": "50000000", "coop-receipt": "ff"})

@@ -187,3 +187,33 @@ def test_an_earlier_key_and_an_altered_request_get_no_list(coop):
 def test_a_stranger_has_no_list(coop):
     with pytest.raises(NotFoundError):
         statement(coop.site, "z" * 26, now())
+
+
+def test_she_sees_who_asked_what_for_and_what_she_refused(coop):
+    patient, other = (
+        in_training(coop),
+        next(p for p in coop.newcomers(12) if coop.site.is_evaluation(p.pid, 40)),
+    )
+    run = coop.ready("uses-studies")
+    answer_round(coop.site, coop.mirror, run.input(1))
+    coop.say("object", [patient])
+    answer_round(coop.site, coop.mirror, run.input(2))
+    answer_round(coop.site, coop.mirror, run.input(3))
+
+    def of(pid):
+        return next(s for s in uses(coop, pid).studies if s.study_id == "uses-studies")
+
+    hers = of(patient.pid)
+    assert (hers.used, hers.refused, hers.not_needed) == (1, 2, 0)
+    assert (hers.title, hers.organisation, hers.purpose) == (
+        run.study.title,
+        run.study.proposer,
+        run.study.purpose,
+    )
+    beside = of(other.pid)
+    assert (beside.used, beside.refused, beside.not_needed) == (0, 0, 3)
+    found = uses(coop, patient.pid)
+    assert found.excluded_from is not None
+    coop.say("lift", [patient])
+    coop.mirror.sync()
+    assert uses(coop, patient.pid).excluded_from is None

@@ -223,6 +223,29 @@ def use_rows(statement: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def study_use_rows(
+    statement: Mapping[str, Any], models: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Who asked, what for, how often her record was used or kept out, and what came of it."""
+    document = statement.get("statement", statement)
+    return [
+        {
+            "study": f"{said['title']} (v{said['version']})",
+            "by": said["organisation"] + (wording.COMPANY if said["commercial"] else ""),
+            "used": f"{said['used']} times",
+            "kept out, as you wish": f"{said['refused']} times",
+            "models": ", ".join(
+                str(model["model_id"])
+                for model in models
+                if (model.get("study_id"), model.get("version"))
+                == (said["study_id"], said["version"])
+            )
+            or "none",
+        }
+        for said in document["credentialSubject"].get("studies", [])
+    ]
+
+
 def credits_view(mine: Mapping[str, Any]) -> CreditsView | None:
     """A member's credits; None while no choice is stored."""
     if not mine.get("shown", True):

@@ -86,6 +86,7 @@ USES_AGAIN: Final = (
     "once more, ask at the hospital's desk."
 )
 USES_SIGNED: Final = [["What I do", "Ask for the list of what used my record"]]
+COMPANY: Final = " (a company)"
 NO_USES: Final = "Nothing has used your record so far."
 CREDITS_TEXT: Final = (
     "When a model that your hospital's patients made possible is used, part of the fee comes back. "

@@ -220,6 +220,11 @@ def statement(key: KeyFile = HERE, trust: TrustFile = None, as_json: AsJson = Fa
         f"{'round ' + str(use['round']) if use.get('round') else ''}"
         for use in said["uses"]
     ]
+    lines += [
+        f"{study['title']} v{study['version']} by {study['organisation']}: used {study['used']} "
+        f"times, kept out by your choice {study['refused']} times"
+        for study in said.get("studies", [])
+    ]
     until = said.get("excluded_from")
     lines.append(f"withdrawn since {day(until)}" if until else "not withdrawn")
     lines.append(f"signed by {said['site']}" if pinned else "signatures: NOT VERIFIED")

@@ -141,6 +141,25 @@ class Use(Part):
     model_id: str | None = None
 
 
+class StudyUse(Part):
+    """What became of one record in one study at its hospital: by whom, what for, how often."""
+
+    study_id: str
+    version: int
+    title: str
+    organisation: str
+    commercial: bool
+    purpose: str
+    disease: str | None = None
+    used: int = Field(ge=0)
+    """Computations with her record, those included whose result never left."""
+    refused: int = Field(ge=0)
+    """Computations without it, since it was enrolled, because she did not permit them."""
+    not_needed: int = Field(ge=0)
+    """Computations she permitted that left her record out for another reason."""
+    last_at: int
+
+
 class UseRequest(Subject):
     """A patient's word that she wants her list of uses now; only her enrolled key can say it."""
 
@@ -159,8 +178,10 @@ class UseStatement(Subject):
     site: str = Name
     pid: str = Pid
     uses: list[Use]
+    studies: list[StudyUse] = Field(default_factory=list)
+    """Every study that drew on this hospital's records since hers was enrolled, newest first."""
     excluded_from: int | None = None
-    """UTC seconds of the withdrawal in force; nothing later may appear in `uses`."""
+    """UTC seconds since when she permits nothing; nothing later may appear in `uses`."""
 
 
 def use_request_header(signed: Mapping[str, Json]) -> dict[str, str]:

@@ -288,6 +288,13 @@ def _uses_of(entry: Mapping[str, Any]) -> None:
     statement = st.session_state.get(f"uses-{pid}")
     if statement:
         table(viewmodels.use_rows(statement), empty=wording.NO_USES)
+        try:
+            models = hub().get("/v1/models")["models"]
+        except CoopError as error:
+            explain(error)
+            models = []
+        if studies := viewmodels.study_use_rows(statement, models):
+            table(studies, empty="")
         st.download_button(
             "Download the signed list",
             viewmodels.as_json(statement),

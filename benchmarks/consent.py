@@ -12,6 +12,7 @@ from rows import Rows  # first: it takes this folder off the path
 from consent.columns import Columns
 from consent.decide import Request, Standing, State, decide
 from consent.policy import COMMERCIAL, Preset, preset
+from consent.proofs.tally import About, Answer, check, count
 from consent.purposes import CORONARY, DS, GRU, HEART, HMB, Use
 from coop.documents.provision import Policy, Provision
 
@@ -22,6 +23,7 @@ PATIENTS: Final = 1_000_000
 BODIES: Final = 2_000  # distinct policies, their periods aside
 SAMPLED: Final = 10_000
 CEDAR_DECISIONS: Final = 2_000
+TALLIED: Final = 1_000
 BITS: Final = 130  # of a pid
 
 
@@ -219,9 +221,52 @@ def _asked_of_many(random: Random) -> Request:
     )
 
 
+# -- a tally ---------------------------------------------------------------------------------------
+
+
+def tally(rows: Rows) -> None:
+    """A thousand patients of one hospital, counted and added up again."""
+    random = Random(SEED)
+    about = About(
+        log="did:key:z6Mk",
+        origin="hub.example/log",
+        log_size=5_000,
+        root=f"{SEED:064x}",
+        site="basel",
+        study_sha256=f"{SEED:064x}",
+        action=Use.TRAIN,
+        at=NOON,
+    )
+    bodies = [random.randbytes(1_000) for _ in range(TALLIED)]
+    answers = [Answer(body, random.random() < 0.8) for body in bodies]  # noqa: PLR2004
+    began = time.process_time()
+    counted = count(about, answers, random.randbytes)
+    made = time.process_time() - began
+    began = time.process_time()
+    check(
+        about,
+        counted.rows,
+        patients=TALLIED,
+        consented=counted.consented,
+        blinding=counted.blinding,
+    )
+    verified = time.process_time() - began
+    sound = counted.consented == sum(answer.permits for answer in answers)
+    said = f"{TALLIED} patients, {counted.consented} of whom permit, seed {SEED}"
+    rows.add(
+        "tally verified", verified, "CPU s", input=said, target=1, better="lower", checked=sound
+    )
+    rows.add("tally made", made, "CPU s", input=said, better="lower", checked=sound)
+    each = len(counted.rows) / TALLIED
+    rows.add(
+        "its size", each, "bytes a patient", input=said, target=160, better="lower", checked=sound
+    )
+
+
 SECTIONS: Final[dict[str, Callable[[Rows], None]]] = {
     "decision": decision,
     "cohort_1m": cohort_1m,
+    "tally": tally,
 }
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from consent import decide as gate
+from consent import freshness
 from consent.drafts import Choice
 from consent.duo import ASSERTED_MAX
 from consent.events import NotEnrolledError
+from consent.freshness import TOKEN_CHARS_MAX
 from consent.policy import DATA_CLASS, parse, preset
 from consent.registry import BATCH_MAX, Registry
 from consent.store import Enrolled
@@ -111,6 +113,8 @@ class DecisionBody(QuestionBody):
     """The same, about one record."""
 
     pid: str = Field(pattern=r"^[a-z2-7]{26}$")
+    at_least_as_fresh: str | None = Field(default=None, max_length=TOKEN_CHARS_MAX)
+    """The `fresh` of a receipt or decision: an answer that knows less is refused."""
 
 
 def routes(doors: Doors, registry: Registry) -> APIRouter:
@@ -243,7 +247,13 @@ def _question_routes(router: APIRouter, doors: Doors, registry: Registry) -> Non
     def decision(body: DecisionBody, caller: CallerDep) -> dict[str, Any]:
         """What one record's policy says to a use; only the hospital's own decision opens it."""
         may_act(doors, registry, caller, body.pid)
-        return asdict(registry.decision(body.pid, _request(body, registry.now())))
+        with registry.database.reading() as connection:
+            # Before the decision is read: it knows at least as much as this.
+            fresh = freshness.known(connection, registry.journal)
+            if body.at_least_as_fresh is not None:
+                freshness.demand(connection, registry.journal, body.at_least_as_fresh)
+        found = registry.decision(body.pid, _request(body, registry.now()))
+        return {**asdict(found), "fresh": fresh}
 
     @doors.route(router, "POST", "/v1/cohorts:count", RESEARCHER)
     def count(body: QuestionBody, caller: CallerDep) -> dict[str, Any]:

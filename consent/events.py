@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from consent import freshness
 from consent.chain import WIDENING, after_event, apply
 from consent.decide import Standing, State
 from consent.lease import EFFECTIVE_S
@@ -172,13 +173,14 @@ class Events:
     def answers(
         self, connection: sa.Connection, outcome: Sequence[str | CoopError]
     ) -> list[dict[str, Any]]:
-        """What is answered for each: {"receipt", "effective_by", "problem"}."""
+        """What is answered for each: {"receipt", "effective_by", "fresh", "problem"}."""
         sites = members.site_dids(connection)
         stored = {item for item in outcome if isinstance(item, str)}
         answers: dict[str, dict[str, Any]] = {
             digest: {
                 "receipt": self._journal.receipt(connection, row.receipt_digest, sites=sites),
                 "effective_by": row.at + EFFECTIVE_S,
+                "fresh": freshness.token(self._journal.origin, row.log_index + 1),
                 "problem": None,
             }
             for digest, row in events_by_digest(connection, stored).items()
@@ -299,4 +301,4 @@ def _placed(event: str, earlier: Standing | None, after: Standing, index: int) -
 
 
 def _refused(error: CoopError) -> dict[str, Any]:
-    return {"receipt": None, "effective_by": None, "problem": problem_of(error)[1]}
+    return {"receipt": None, "effective_by": None, "fresh": None, "problem": problem_of(error)[1]}

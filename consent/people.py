@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from consent import freshness
 from consent.chain import bounded
 from consent.events import CLOCK_SKEW_S, NotEnrolledError, enrolled_or_refused
 from consent.lease import EFFECTIVE_S
@@ -72,7 +73,7 @@ class People:
         """Accept key events and representations, each for itself; idempotent on the digest.
 
         Returns:
-            For each: {"receipt", "effective_by", "problem"}.
+            For each: {"receipt", "effective_by", "fresh", "problem"}.
         """
         opened = [self._open(document) for document in documents]
         with self._database.unit_of_work() as connection:
@@ -183,20 +184,30 @@ class People:
     def _answers(
         self, connection: sa.Connection, outcome: Sequence[str | CoopError]
     ) -> list[dict[str, Any]]:
-        """What is answered for each: {"receipt", "effective_by", "problem"}."""
+        """What is answered for each: {"receipt", "effective_by", "fresh", "problem"}."""
         sites = members.site_dids(connection)
         answers: list[dict[str, Any]] = []
         for item in outcome:
             if isinstance(item, CoopError):
                 problem = problem_of(item)[1]
-                answers.append({"receipt": None, "effective_by": None, "problem": problem})
+                answers.append(
+                    {"receipt": None, "effective_by": None, "fresh": None, "problem": problem}
+                )
                 continue
             query = sa.select(site_document.c.receipt_digest)
             row = connection.execute(query.where(site_document.c.digest == item)).one()
             receipt = self._journal.receipt(connection, row.receipt_digest, sites=sites)
             document = self._journal.document(connection, row.receipt_digest)
             said = ConsentReceipt.model_validate(document["credentialSubject"])
-            answers.append({"receipt": receipt, "effective_by": said.effective_by, "problem": None})
+            fresh = freshness.token(self._journal.origin, said.index + 1)
+            answers.append(
+                {
+                    "receipt": receipt,
+                    "effective_by": said.effective_by,
+                    "fresh": fresh,
+                    "problem": None,
+                }
+            )
         return answers
 
     def _added(

@@ -152,7 +152,8 @@ class Registry:
         receipts again.
 
         Returns:
-            For each: {"receipt" (bundle of the consent receipt), "effective_by", "problem"}.
+            For each: {"receipt" (bundle of the consent receipt), "effective_by", "fresh" (for
+            `at_least_as_fresh`), "problem"}.
         """
         _check_batch(documents)
         # (1)

@@ -17,7 +17,7 @@ from coop.documents.envelope import Opened, issue, open_document
 from coop.documents.serving import CohortAnswer, CohortJob, CohortQuery, Predicate
 from coop.documents.study import MICRO, Study
 from coop.errors import ConflictError, InvalidInputError, Kind
-from coop.features import WrongValueError, columns, encode
+from coop.features import columns
 from federated import budget
 from federated.accounting import sigma_micro_for
 from federated.answers import (
@@ -35,7 +35,7 @@ from federated.approval import Approved, approved_study
 from federated.evaluation import gaussian
 from federated.mandate import OutOfTimeError, PurposeNotUnderstoodError
 from federated.mirror import HeldLease, Mirror
-from federated.models import Weights, check, predict, weights_digest
+from federated.models import Weights, check, weights_digest
 from federated.pace import even_pace
 from federated.permits import consent_request, permitted
 from federated.records import all_pids, rows_of
@@ -47,6 +47,7 @@ from federated.round import (
     wall_clock,
 )
 from federated.site import Site, get_state
+from federated.usable import risk_micro
 
 _USE: Final = "infer-aggregate"
 Rows = list[tuple[str, dict[str, object]]]
@@ -288,22 +289,11 @@ def _numbers(rows: Rows, task: _Task, site: str) -> dict[str, Json]:
     if task.weights is None:
         (count,) = gaussian([len(chosen)], sigma, cost)
         return {"count": count}
-    risks = [_risk_micro(row, task.weights, task.study, site) for row in chosen]
+    risks = [risk_micro(row, task.weights, task.study, site) for row in chosen]
     known = [risk for risk in risks if risk is not None]
     (count,) = gaussian([len(known)], sigma, cost)
     (total,) = gaussian([sum(known)], sigma, cost, sensitivity=MICRO)
     return {"count": count, "risk_sum_micro": total}
-
-
-def _risk_micro(row: dict[str, object], weights: Weights, study: Study, site: str) -> int | None:
-    """One patient's risk, clamped to [0, 1]; None if the model cannot read her row."""
-    try:
-        x, kept = encode([row], study.schema_, site)
-    except WrongValueError:
-        return None
-    if not kept[0]:
-        return None
-    return min(max(round(float(predict(weights, x)[0]) * MICRO), 0), MICRO)
 
 
 def _refuse_if_withdrawn(site: Site, task: _Task, draw: Stored, fresh: HeldLease, at: int) -> None:

@@ -13,7 +13,7 @@ import httpx
 import sqlalchemy as sa
 
 from coop.errors import CoopError
-from federated import after_restore
+from federated import after_restore, emergency
 from federated.accounting import sigma_for
 from federated.quarantine import RUNBOOK, acts, refusals
 from federated.site import Site
@@ -125,6 +125,17 @@ def _healthz(site: Site) -> httpx.Response:
     return httpx.get(f"{site.hub_url}/healthz", verify=context, timeout=10, trust_env=False)
 
 
+def _emergencies(site: Site) -> dict[str, Any]:
+    with site.database.reading() as connection:
+        open_ = [act for act in emergency.acts(connection, int(time.time())) if not act["verdict"]]
+    overdue = [act["digest"][:12] for act in open_ if act["overdue"]]
+    return {
+        "ok": not overdue,
+        "found": f"{len(open_)} to judge" + (f", overdue: {', '.join(overdue)}" if overdue else ""),
+        "fix": "coop hospital review DIGEST --reviewer NAME --verdict justified|not-justified",
+    }
+
+
 def _restore(site: Site) -> dict[str, Any]:
     said = after_restore.facts(site)
     if said["settled"]:
@@ -159,6 +170,7 @@ _CHECKS: Final[dict[str, Callable[[Site], dict[str, Any]]]] = {
     "pinned trust": _trust,
     "consent documents": _documents,
     "restores": _restore,
+    "broken glass": _emergencies,
     "hub over TLS": _hub,
     "clock": _clock,
     "proxy": _proxy,

@@ -205,8 +205,8 @@ class Fold:
             self.keys_aside[pid] = (digest, *known)
         self._deny(pid, heads, standing.sequence if standing else 0, index)
 
-    def vouched(self, wanted: str) -> bool:
-        """Whether these are the chain heads whose digest a lease names.
+    def heads_of(self, wanted: str) -> dict[str, str] | None:
+        """The chain heads whose digest a lease names, by pid; None if these are others.
 
         Exact for every pid. Of one set aside two documents are known, and the hub may hold her at
         either; she is denied in both cases, so the choice lets nobody in.
@@ -221,8 +221,8 @@ class Fold:
         for chosen in islice(product(*doubtful.values()), _HEADS_TRIED_MAX):
             denied = {name: head for name, head in zip(doubtful, chosen, strict=True) if head}
             if heads_digest(settled | denied) == wanted:
-                return True
-        return False
+                return settled | denied
+        return None
 
     def _deny(self, pid: str, heads: tuple[str | None, ...], sequence: int, index: int) -> None:
         self.aside[pid] = heads

@@ -10,6 +10,7 @@ from typing import Final
 
 from consent.duo import Reading, asserted
 from consent.purposes import USES
+from consent.questions import Action
 from coop.canonical import Json, jcs, sha256
 from coop.documents.envelope import Opened, open_document
 from coop.documents.study import Study
@@ -18,7 +19,6 @@ from coop.errors import CoopError, Kind
 from coop.features import columns
 from federated.approval import Approved, NotApprovedError
 from federated.models import Weights, check, weights_digest
-from federated.permits import Action
 
 _ACTIONS: Final[Mapping[str, Action]] = {"train": "train-federated", "evaluate": "evaluate"}
 

@@ -34,7 +34,7 @@ from federated.held_lease import (
     ask,
     boottime,
 )
-from federated.quarantine import Aside, asides, keep_refused, settle
+from federated.quarantine import Aside, asides, keep_refused, settle, take
 from federated.site import Site
 
 __all__ = [
@@ -212,7 +212,7 @@ class Mirror:
             fold, fresh = self._tried(trust, asked.envelopes, whole=documents_from == 0)
             # (5)
             heads = subject.heads_sha256
-            if (fresh or heads != self._heads) and not fold.vouched(heads):
+            if (fresh or heads != self._heads) and fold.heads_of(heads) is None:
                 raise HeadsMismatchError(
                     "lease: the hub vouches for other consents than it sent; see the evidence"
                 )
@@ -295,7 +295,7 @@ class Mirror:
             for envelope in mirror_store.stored_envelopes(self._site):
                 known.setdefault(envelope.index, envelope)
             for index in sorted(known):
-                _take(fold, known[index])
+                take(fold, known[index])
             self._fold = fold
         return self._fold
 
@@ -327,7 +327,7 @@ class Mirror:
             try:
                 if index in fresh or index in self._asides:
                     todo[index].check_logged(self._leaf(index))
-                _take(fold, todo[index])
+                take(fold, todo[index])
             except CoopError as error:
                 if index in fresh:
                     given, at = fresh[index], self._now()
@@ -372,14 +372,6 @@ class Mirror:
         if self._tree.root(seen.size) != seen.root:
             self._convict(text)
         return seen.size
-
-
-def _take(fold: Fold, item: Envelope | Aside) -> None:
-    if isinstance(item, Envelope):
-        fold.take(item)
-    else:
-        said = item.said
-        fold.set_aside(item.index, said.document_kind, said.document_sha256, said.pid)
 
 
 def _is_behind(speakers: Speakers, newest: tuple[int, set[str]] | None) -> bool:

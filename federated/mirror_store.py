@@ -32,7 +32,10 @@ mirror_document = sa.Table(
     sa.Column("document", sa.Text, nullable=False),
     sa.Column("salt", sa.String(64), nullable=False),
     sa.Column("seen_at", sa.BigInteger, nullable=False),
+    sa.Column("lease_sequence", sa.BigInteger, nullable=False),
 )
+"""`lease_sequence` is the lease with which a document came: what an older lease vouched for had to
+do without it."""
 mirror_note = sa.Table(
     "mirror_note",
     metadata,
@@ -43,7 +46,8 @@ mirror_note = sa.Table(
 mirror_lease = sa.Table(
     "mirror_lease",
     metadata,
-    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("sequence", RowId, primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
     sa.Column("log_size", sa.BigInteger, nullable=False),
     sa.Column("document", sa.Text, nullable=False),
 )
@@ -58,6 +62,9 @@ mirror_evidence = sa.Table(
     sa.Column("at", sa.BigInteger, nullable=False),
 )
 """Signed notes of the log that contradict what it showed before."""
+
+
+_NEWEST_NOTE: Final = sa.select(mirror_note.c.note).order_by(mirror_note.c.size.desc()).limit(1)
 
 
 class MirrorMovedError(ConflictError):
@@ -76,10 +83,17 @@ def stored_tree(site: Site) -> Tree:
     return tree
 
 
-def stored_envelopes(site: Site) -> list[Envelope]:
-    """Every verified envelope of this site's patients, in the order of the log."""
+def stored_envelopes(site: Site, lease_sequence: int | None = None) -> list[Envelope]:
+    """Every verified envelope of this site's patients, in the order of the log.
+
+    Args:
+        site: This hospital.
+        lease_sequence: Only those that came with this lease or before it.
+    """
     with site.database.reading() as connection:
         query = sa.select(mirror_document).order_by(mirror_document.c.log_index)
+        if lease_sequence is not None:
+            query = query.where(mirror_document.c.lease_sequence <= lease_sequence)
         return [
             Envelope(
                 index=row.log_index,
@@ -119,17 +133,20 @@ def keep_lease(
     """Make a verified lease and what came with it durable, in one unit of work."""
     with site.database.unit_of_work() as connection:
         _keep_growth(connection, lease.subject.log_size, text, leaves)
-        for envelope in envelopes:
-            insert_ignore(connection, mirror_document, _document_row(envelope))
-        if leaves or envelopes:
-            put_state(connection, _DOCUMENTS_TO, str(lease.subject.log_size))
-        connection.execute(
-            mirror_lease.insert().values(
+        sequence = connection.execute(
+            mirror_lease.insert()
+            .values(
                 digest=lease.digest,
                 log_size=lease.subject.log_size,
                 document=jcs(lease.document).decode(),
             )
-        )
+            .returning(mirror_lease.c.sequence)
+        ).scalar_one()
+        for envelope in envelopes:
+            row = {**_document_row(envelope), "lease_sequence": sequence}
+            insert_ignore(connection, mirror_document, row)
+        if leaves or envelopes:
+            put_state(connection, _DOCUMENTS_TO, str(lease.subject.log_size))
 
 
 def newest_enrolments(site: Site) -> dict[str, tuple[int, set[str]]]:
@@ -168,11 +185,16 @@ def keep_cosigned(site: Site, size: int, at: int) -> None:
         )
 
 
+def newest_note(site: Site) -> str:
+    """The newest verified checkpoint: it is of the stored tree."""
+    with site.database.reading() as connection:
+        return connection.execute(_NEWEST_NOTE).scalar() or ""
+
+
 def keep_evidence(site: Site, theirs: str, reason: str, at: int) -> None:
     """Keep a signed note that contradicts our newest one, beside that one; once."""
     with site.database.unit_of_work() as connection:
-        query = sa.select(mirror_note.c.note).order_by(mirror_note.c.size.desc()).limit(1)
-        ours = connection.execute(query).scalar() or ""
+        ours = connection.execute(_NEWEST_NOTE).scalar() or ""
         same = (mirror_evidence.c.ours == ours) & (mirror_evidence.c.theirs == theirs)
         if connection.execute(sa.select(mirror_evidence.c.id).where(same)).first() is None:
             values = {"reason": reason, "ours": ours, "theirs": theirs, "at": at}

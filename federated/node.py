@@ -23,18 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
-from coop.canonical import sha256
 from coop.client import Client, RemoteError
-from coop.documents.envelope import open_document
-from coop.documents.training import Passport
 from coop.errors import CoopError, Kind, NotFoundError
-from coop.features import columns
 from coop.logs import logger
-from federated import desk, representation, supernode
-from federated.approval import approved_study
+from federated import desk, emergency, representation, supernode
 from federated.cohort import answer_cohort
 from federated.mirror import Mirror
-from federated.models import Weights, from_safetensors
+from federated.models import Weights
+from federated.released import released
 from federated.round import RoundAnswer, RoundInput, answer_round
 from federated.site import Site, get_state, put_state
 from federated.uses import asked_for, statement
@@ -44,7 +40,6 @@ _BACKOFF_MAX_S: Final = 5.0  # a hub that is back is noticed so soon
 DESK_BATCH: Final = 500  # enrolments in one request: half of what the hub takes as a body
 _WITNESS_PAUSE_S: Final = 1.0  # at most one cosignature a second: a busy log is cosigned in batches
 TOKEN_FILE: Final = "staff.token"  # noqa: S105  (the name of the file)
-WEIGHTS_FILE: Final = "model.safetensors"
 MODEL_ID: Final = re.compile(r"[a-z][a-z0-9_-]{0,127}")
 SUPERNODE_KEY: Final = "supernode.key"
 
@@ -59,13 +54,6 @@ class NodeStoppedError(CoopError):
 
     code = "node.stopped"
     kind = Kind.UNAVAILABLE
-
-
-class ForgedModelError(CoopError):
-    """The hub sent weights that are not those of the passport it signed."""
-
-    code = "node.forged-model"
-    kind = Kind.FORBIDDEN
 
 
 class Node:
@@ -163,6 +151,7 @@ class Node:
 
     def _desk(self) -> None:
         representation.send(self.site, self.client, now=clock())
+        emergency.send(self.site, self.client, now=clock())
         path = f"/v1/sites/{self.site.name}/enrolments"
         waiting = self.client.get(path, wait=_POLL_S)["redemptions"]
         if waiting:
@@ -210,17 +199,7 @@ class Node:
         model_id = query.get("model_id") if isinstance(query, dict) else None
         if not isinstance(model_id, str) or not MODEL_ID.fullmatch(model_id):
             return None  # the answer refuses a risk question without a model
-        card = self.client.get(f"/v1/models/{model_id}")
-        passport = open_document(
-            Passport, card["passport"]["document"], issuers={self.site.trust.hub}
-        ).subject
-        content = self.client.get_bytes(f"/v1/models/{model_id}/artefacts/{WEIGHTS_FILE}")
-        known = {artefact.name: artefact.sha256 for artefact in passport.artefacts}
-        if passport.model_id != model_id or known.get(WEIGHTS_FILE) != sha256(content).hex():
-            raise ForgedModelError("model: the weights are not those of the signed passport")
-        with self.site.database.reading() as connection:
-            study = approved_study(connection, self.site, passport.study_sha256).study
-        return from_safetensors(content, len(columns(study.schema_)))
+        return released(self.site, self.client, model_id).weights
 
     def _executor(self) -> None:
         from federated import client_app, executor  # noqa: PLC0415  (imports torch and flwr once)

@@ -4,30 +4,17 @@ No count leaves through here: callers get a set and never say how large it is.
 """
 
 from collections.abc import Iterable
-from typing import Literal
 
 from consent.decide import Effect, Request, decide
+from consent.questions import Action, question_of
 from coop.documents.study import Study
 from federated.accounting import price_of
 from federated.mirror import HeldLease
 
-Action = Literal["train-federated", "evaluate", "infer-aggregate"]
-
 
 def consent_request(study: Study, action: Action, at: int) -> Request:
     """What a study asks of a patient's policy at the instant `at`."""
-    return Request(
-        action=action,
-        purpose=study.purpose,
-        data_class=study.data_class,
-        study_id=study.study_id,
-        organisation=study.proposer,
-        commercial=study.commercial,
-        at=at,
-        disease=study.disease,
-        further=tuple(study.further_purposes),
-        epsilon_micro=_price(study, action),
-    )
+    return question_of(study, action, at, epsilon_micro=_price(study, action))
 
 
 def permitted(lease: HeldLease, pids: Iterable[str], request: Request) -> set[str]:

@@ -19,7 +19,7 @@ from coop.documents.quarantine import Quarantine
 from coop.errors import CoopError, InvalidInputError, Kind
 from coop.journal.commitments import commitment_of_digest, leaf_of
 from coop.journal.merkle import leaf_hash
-from federated.envelopes import Envelope, UnloggedDocumentError
+from federated.envelopes import Envelope, Fold, UnloggedDocumentError
 from federated.site import PID_LETTERS, Site
 
 RUNBOOK: Final = "docs/runbook.md, “A document does not verify”"
@@ -77,6 +77,15 @@ class Aside:
         committed = commitment_of_digest(bytes.fromhex(said.salt), said.document_sha256)
         if leaf_hash(leaf_of(said.document_kind, committed)) != logged:
             raise UnloggedDocumentError(f"entry {self.index}: the log holds another document there")
+
+
+def take(fold: Fold, item: Envelope | Aside) -> None:
+    """Let the fold take an envelope, or pass over what was set aside."""
+    if isinstance(item, Envelope):
+        fold.take(item)
+    else:
+        said = item.said
+        fold.set_aside(item.index, said.document_kind, said.document_sha256, said.pid)
 
 
 def keep_refused(site: Site, envelope: Envelope, logged: bytes, code: str, at: int) -> None:

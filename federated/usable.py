@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coop.documents.study import Study
-from coop.features import WrongValueError, columns, training_matrix
+from coop.documents.study import MICRO, Study
+from coop.features import WrongValueError, columns, encode, training_matrix
+from federated.models import Weights, predict
 
 Rows = Sequence[tuple[str, dict[str, object]]]
 
@@ -44,6 +45,17 @@ def examples(rows: Rows, study: Study, site: str) -> Examples:
         y=y,
         groups=[_text(row.get(field)) for _, row in used],
     )
+
+
+def risk_micro(row: dict[str, object], weights: Weights, study: Study, site: str) -> int | None:
+    """One patient's risk in millionths, within [0, 1]; None if the model cannot read her row."""
+    try:
+        x, kept = encode([row], study.schema_, site)
+    except WrongValueError:
+        return None
+    if not kept[0]:
+        return None
+    return min(max(round(float(predict(weights, x)[0]) * MICRO), 0), MICRO)
 
 
 def _matrix(

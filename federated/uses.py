@@ -16,12 +16,14 @@ from consent.decide import Standing, State
 from consent.speakers import Speakers
 from coop.canonical import Json, parse_object
 from coop.documents.consent import Consent, StudyUse, Use, UseRequest, UseStatement
+from coop.documents.emergency import BreakGlass
 from coop.documents.envelope import issue, open_document
 from coop.documents.study import Study
 from coop.errors import CoopError, Kind, NotFoundError
 from federated.answers import answer
 from federated.approval import approved
 from federated.budget import debit, debit_bystander, debit_pid
+from federated.emergency import emergency
 from federated.mirror_store import mirror_document
 from federated.site import Site, enrolled, patient
 
@@ -90,7 +92,9 @@ def statement(site: Site, pid: str, now: int) -> dict[str, Any]:
         subject = UseStatement(
             site=site.name,
             pid=pid,
-            uses=uses_of(connection, pid),
+            uses=sorted(
+                [*uses_of(connection, pid), *_emergencies(connection, pid)], key=lambda use: use.at
+            ),
             studies=_studies(connection, pid),
             excluded_from=_excluded_from(connection, pid),
         )
@@ -123,6 +127,25 @@ def uses_of(connection: sa.Connection, pid: str) -> list[Use]:
             salt=row.salt,
             at=row.at,
             round=row.round,
+        )
+        for row in rows
+    ]
+
+
+def _emergencies(connection: sa.Connection, pid: str) -> list[Use]:
+    """Every time the glass was broken for her treatment."""
+    rows = connection.execute(sa.select(emergency).where(emergency.c.pid == pid))
+    return [
+        Use(
+            what="emergency",
+            study_id=row.study_id,
+            version=row.version,
+            document_sha256=row.digest,
+            salt=row.salt,
+            at=row.at,
+            model_id=open_document(
+                BreakGlass, parse_object(row.document), issuers=None
+            ).subject.model_id,
         )
         for row in rows
     ]

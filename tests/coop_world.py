@@ -22,6 +22,7 @@ from consent.notice import shipped
 from consent.policy import preset
 from consent.registry import Registry
 from coop import members, problems, studies
+from coop.catalogue import Catalogue
 from coop.client import Client
 from coop.db import Database
 from coop.documents.consent import Consent
@@ -32,7 +33,7 @@ from coop.documents.training import ApprovalRef, Order, RoundRequest
 from coop.doors import Doors
 from coop.enrolment import redemption
 from coop.features import columns
-from coop.hub import log_api, members_api, studies_api
+from coop.hub import catalogue_api, emergency_api, log_api, members_api, studies_api
 from coop.hub.folder import HubFolder, LegalMode
 from coop.journal.store import Journal
 from coop.keys import SigningKey
@@ -312,6 +313,8 @@ def world(folder: Path, database_url: str = "") -> Iterator[World]:
         log_api.witness_routes(doors, journal),
         consent.api.routes(doors, registry),
         consent.people_api.routes(doors, registry),
+        catalogue_api.routes(doors, Catalogue(journal, hub.hub_key, now)),
+        emergency_api.routes(doors, journal),
     ):
         app.include_router(router)
     server = uvicorn.Server(

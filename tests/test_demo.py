@@ -316,7 +316,10 @@ def test_all_processes_together_stay_within_four_gibibytes(story: Story):
 
 
 def test_the_real_run_is_as_good_as_the_same_training_in_one_process(story: Story):
-    """One Flower run lies within 3 sd of runs on the very same patients."""
+    """One Flower run lies within 4 sd of runs on the very same patients.
+
+    At 3 sd one honest run in a hundred fails: the spread is estimated, and its lower tail is long.
+    """
     order, study = story.facts["training"]["order_sha256"], story.study
     split = plan(study.budget, study.recipe.rounds)
     sigma, clip = split.training_sigma_micro / MICRO, study.recipe.clip_micro / MICRO
@@ -349,14 +352,14 @@ def test_the_real_run_is_as_good_as_the_same_training_in_one_process(story: Stor
         assert found is not None
         return found
 
-    runs = [once() for _ in range(budget(20, 60))]
+    runs = [once() for _ in range(budget(60, 200))]
     with story.hub.reading() as connection:
         body = catalogue.artefact(
             connection, story.facts["evaluation"]["model_id"], "model.safetensors"
         )
     real = auc(predict(from_safetensors(body, len(columns(study.schema_))), x_test), y_test)
     assert real is not None
-    assert abs(real - np.mean(runs)) <= 3 * np.std(runs) + 1e-9
+    assert abs(real - np.mean(runs)) <= 4 * np.std(runs) + 1e-9
 
 
 CHECKS = (

@@ -70,6 +70,11 @@ FOREIGN: dict[str, tuple[str, object, tuple[str, ...]]] = {
         {"refused": "site.busy"},
         ("budapest",),
     ),
+    "POST /v1/sites/{site}/emergencies": (
+        "/v1/sites/cleveland/emergencies",
+        {"document": {}},
+        ("budapest",),
+    ),
     "GET /v1/consents/{pid}": (
         f"/v1/consents/{PID}",
         None,

@@ -192,6 +192,7 @@ EVENTS: Final = {
 }
 
 USES: Final = {
+    "emergency": "scored for your treatment, without asking you",
     "training round": "learned from your record",
     "evaluation": "tested a model on your record",
     "cohort answer": "counted your record in an answer about a group",

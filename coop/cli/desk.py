@@ -1,4 +1,4 @@
-"""`coop hospital represent`, `capture`, `propose`, `deceased`, `void`: what a desk signs.
+"""What a hospital's desk signs: represent, capture, propose, deceased, void, emergency, review.
 
 These belong to the group in `coop.cli.hospital`, which is loaded through this module.
 """
@@ -177,6 +177,65 @@ def void(
         return {"correction": custody.correction(site, reason, registrar, second)}
 
     _as_hospital(record_key, "void", parts, state, as_json=as_json)
+
+
+@app.command("emergency")
+def break_glass(
+    record_key: Record,
+    model: Annotated[str, typer.Option(help="A released model whose study you approved.")],
+    clinician: Annotated[str, typer.Option(help="Who treats the patient; stays at the hospital.")],
+    reason: Annotated[str, typer.Option(help="Why without asking, in a sentence; stays here.")],
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Break the glass: score one patient for her treatment now. She is told, and it is judged."""
+    from federated import emergency
+
+    site, now = _open(state), int(time.time())
+    with _hub(site) as hub:
+        score = emergency.break_glass(site, hub, record_key, model, (clinician, reason), now=now)
+        emergency.send(site, hub, now=now)
+    site.close()
+    by = score.document["credentialSubject"]["review_by"]  # type: ignore[index]  # our own document
+    show(
+        {"risk": score.risk, "document": score.document},
+        as_json,
+        f"risk {score.risk:.3f}; for research only, not a medical device\n"
+        f"somebody else must judge this by {day(int(str(by)))}; the patient sees it on her list",
+    )
+
+
+@app.command()
+def review(
+    digest: Annotated[
+        str | None, typer.Argument(help="Which act; without it, all are listed.")
+    ] = None,
+    reviewer: Annotated[str, typer.Option(help="Your name; you did not do it yourself.")] = "",
+    verdict: Annotated[str, typer.Option(help="justified or not-justified.")] = "",
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Judge an act of break-glass within 72 hours, or list them."""
+    from federated import emergency
+
+    site, now = _open(state), int(time.time())
+    if digest is None:
+        with site.database.reading() as connection:
+            listed = emergency.acts(connection, now)
+        site.close()
+        lines = [
+            f"{act['digest']} {day(act['at'])} {act['clinician']}: {act['verdict'] or 'to judge'}"
+            for act in listed
+        ]
+        show({"acts": listed}, as_json, "\n".join(lines) or "the glass was never broken here")
+        return
+    if verdict not in {"justified", "not-justified"}:
+        raise typer.BadParameter("must be justified or not-justified", param_hint="--verdict")
+    document = emergency.review(site, digest, reviewer, verdict, now)  # type: ignore[arg-type]  # checked
+    with _hub(site) as hub:
+        emergency.send(site, hub, now=now)
+    site.close()
+    show({"document": document}, as_json, f"{digest}: {verdict}")
 
 
 def _as_hospital(

@@ -176,6 +176,41 @@ def notice(
 
 
 @app.command()
+def tally(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Study id.")],
+    site: Annotated[str, typer.Option(help="The hospital whose patients are counted.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the tally is written.")],
+    *,
+    version: Annotated[int | None, typer.Option(help="Its version; the newest by default.")] = None,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Count, in public and provably, how many patients of a hospital permit STUDY; once only."""
+    from consent.proofs.counting import Counting
+    from coop.canonical import jcs
+    from coop.db import Database
+    from coop.hub.folder import HubFolder
+    from coop.journal.store import Journal
+
+    settings = _settings(folder)
+    hub = HubFolder.open(settings.state)
+    database = Database(settings.database())
+    database.upgrade()
+    journal = Journal(database, hub.log_key, hub.origin, lambda: int(time.time()))
+    counting = Counting(
+        database=database, journal=journal, hub_key=hub.hub_key, now=lambda: int(time.time())
+    )
+    file = counting.tally(study, version, site)
+    database.close()
+    out.write_bytes(jcs(file) + b"\n")
+    said = file["tally"]["document"]["credentialSubject"]
+    text = f"{said['consented']} of {said['patients']} patients of {site} permit {study}\n"
+    facts = {**{name: said[name] for name in ("site", "study_id", "version")}, "file": str(out)}
+    facts |= {name: said[name] for name in ("consented", "patients")}
+    show(facts, as_json, f"{text}check: coop verify tally {out} --trust FILE")
+
+
+@app.command()
 def backup(
     target: Annotated[Path, typer.Argument(help="A new folder. It will hold keys: keep it safe.")],
     *,

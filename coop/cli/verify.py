@@ -24,6 +24,8 @@ from coop.verify import (
     verify_passport,
     verify_receipt,
     verify_round,
+    verify_tally,
+    verify_withheld,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Verify documents offline.")
@@ -69,6 +71,40 @@ def passport(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> N
 def training_round(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> None:
     """Verify a training round: the chain from the study to the hub's record."""
     _show(lambda: verify_round(_read(file), _trusted(trust)), as_json)
+
+
+@app.command()
+def tally(
+    file: _File,
+    mine: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="Your newest consent: find your row."
+        ),
+    ] = None,
+    trust: _TrustFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Verify that N of M patients permit a study: every row, and their sum."""
+    own = None if mine is None else _read(mine)
+    _show(lambda: verify_tally(_read(file), _trusted(trust), own), as_json)
+
+
+@app.command()
+def withheld(
+    receipt: Annotated[
+        Path,
+        typer.Argument(metavar="RECEIPT", exists=True, dir_okay=False, help="The patient's."),
+    ],
+    evidence: Annotated[
+        Path,
+        typer.Argument(metavar="EVIDENCE", exists=True, dir_okay=False, help="The hospital's."),
+    ],
+    trust: _TrustFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Convict the hub of having withheld what a patient said; exit 1 if nothing shows that."""
+    _show(lambda: verify_withheld(_read(receipt), _read(evidence), _trusted(trust)), as_json)
 
 
 def _trusted(path: Path | None) -> Trust:

@@ -130,11 +130,11 @@ class ConsentReceipt(Subject):
 class Use(Part):
     """One use of one record."""
 
-    what: Literal["training round", "evaluation", "cohort answer"]
+    what: Literal["training round", "evaluation", "cohort answer", "emergency"]
     study_id: str
     version: int
     document_sha256: str = Sha256
-    """The round receipt or cohort answer that used it."""
+    """The round receipt, cohort answer or break-glass that used it."""
     salt: str
     at: int
     round: int | None = None

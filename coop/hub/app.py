@@ -16,8 +16,10 @@ import consent.api
 import consent.fhir.api
 import consent.notice_api
 import consent.people_api
+import consent.proofs.api
 import federated.rounds_api
 import inference_gateway.api
+from consent.proofs.counting import Counting
 from consent.registry import Registry
 from consent.store import standings
 from coop import problems
@@ -28,6 +30,7 @@ from coop.economy import Economy
 from coop.hub import (
     catalogue_api,
     chain_api,
+    emergency_api,
     failures,
     health_api,
     ledger_api,
@@ -75,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         on_revoked=partial(stop_earning, economy),
         passkeys=folder.passkeys,
     )
+    counting = Counting(database=database, journal=journal, hub_key=hub_key, now=_now)
     gateway = Gateway(database, journal, hub_key, now=_now)
     rounds = Rounds(database, journal, hub_key, now=_now)
     models = Catalogue(journal, hub_key, _now)
@@ -120,6 +124,7 @@ def create_app(settings: Settings) -> FastAPI:
         studies_api.routes(doors, journal),
         log_api.routes(doors, journal),
         log_api.witness_routes(doors, journal),
+        emergency_api.routes(doors, journal),
         receipts_api.routes(doors, journal, folder),
         ledger_api.routes(doors, economy, _has_choice),
         catalogue_api.routes(doors, models),
@@ -127,6 +132,7 @@ def create_app(settings: Settings) -> FastAPI:
         consent.api.routes(doors, registry),
         consent.people_api.routes(doors, registry),
         consent.notice_api.routes(doors),
+        consent.proofs.api.routes(doors, counting),
         consent.fhir.api.routes(doors, registry, journal),
         federated.rounds_api.routes(doors, rounds),
         inference_gateway.api.routes(doors, gateway),

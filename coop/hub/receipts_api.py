@@ -29,6 +29,7 @@ PUBLIC_KINDS: Final = frozenset(
         "round-record",
         "passport",
         "dividend-window",
+        "tally",
     }
 )
 """What anybody may see: nothing in them names a record or a researcher's question."""

@@ -15,9 +15,12 @@ from coop.verify.bundles import (
 )
 from coop.verify.consents import verify_consent, verify_receipt
 from coop.verify.rounds import verify_round
+from coop.verify.tallies import verify_tally
+from coop.verify.withheld import NotConvictedError, verify_withheld
 
 __all__ = [
     "NoTrustFileError",
+    "NotConvictedError",
     "Report",
     "Trust",
     "TrustFileError",
@@ -29,4 +32,6 @@ __all__ = [
     "verify_passport",
     "verify_receipt",
     "verify_round",
+    "verify_tally",
+    "verify_withheld",
 ]

@@ -15,11 +15,13 @@ from coop.documents.consent import (
     UseStatement,
 )
 from coop.documents.dividend import DividendWindow
+from coop.documents.emergency import BreakGlass, BreakGlassReview
 from coop.documents.envelope import Opened, Subject, open_document
 from coop.documents.people import KeyEvent, Representation, RepresentationEnd
 from coop.documents.quarantine import Quarantine
 from coop.documents.serving import CohortAnswer, CohortJob, InferenceReceipt
 from coop.documents.study import Approval, Study
+from coop.documents.tally import Tally
 from coop.documents.training import Lease, Order, Passport, RoundReceipt, RoundRecord, RoundRequest
 from coop.errors import InvalidInputError, Kind
 from coop.journal import note
@@ -54,11 +56,11 @@ KINDS: Final[Mapping[str, tuple[type[Subject], Speaker]]] = {
     for speaker, kinds in {
         Speaker.HUB: (
             *(ConsentReceipt, Order, Lease, RoundRequest, RoundRecord, Passport),
-            *(InferenceReceipt, CohortJob, DividendWindow),
+            *(InferenceReceipt, CohortJob, DividendWindow, Tally),
         ),
         Speaker.SITE: (
             *(Enrolment, Approval, RoundReceipt, CohortAnswer, UseStatement),
-            Quarantine,
+            *(Quarantine, BreakGlass, BreakGlassReview),
         ),
         Speaker.PATIENT: (Consent, UseRequest, KeyEvent, Representation, RepresentationEnd),
         Speaker.ANYONE: (Study,),

@@ -7,12 +7,15 @@ import sqlalchemy as sa
 from doors_world import PID, world
 
 from coop.db import Database
+from coop.dividend_audit import recompute
 from coop.economy import Economy
 from coop.errors import InvariantError
 from coop.hub.failures import OutOfRangeError, refusal_of
 from coop.hub.folder import HubFolder, LegalMode
 from coop.journal.audit import audit
 from coop.journal.store import Journal
+from coop.ledger import Leg, post
+from coop.money import NANO
 from coop.pools import holding_table
 from coop.settings import Settings
 
@@ -46,6 +49,40 @@ def test_who_withdraws_at_any_door_stops_earning_in_the_same_moment(
         assert len(growth["entries"]) == size
         standing = hub.actors["budapest"].ok("GET", f"/v1/sites/budapest/checkpoints?since={size}")
         assert (standing["entries"], growth["checkpoint"]) == ([], standing["checkpoint"])
+
+
+def test_fees_of_questions_without_a_model_reach_whoever_permits_the_study(
+    tmp_path: Path, database: Database
+):
+    """On both databases: the staff closes the window, anyone recomputes it."""
+    with world(tmp_path, database.url) as hub:
+        study = hub.objects["study_id"]
+        close = f"/v1/dividends/{study}:close"
+        coop = hub.actors["staff-coop"]
+        assert coop.send("POST", close, {}).status_code == 404  # nothing was asked yet
+        with database.unit_of_work() as connection:
+            for key, legs in {
+                "pay": [Leg("issuance", "researcher:1", 5 * NANO)],
+                "ask": [Leg("researcher:1", f"revenue:{study}", 3 * NANO)],
+            }.items():
+                post(connection, key=key, kind=key, legs=legs, now=NOW)
+
+        assert coop.ok("POST", close, {})["revenue_nano"] == 3 * NANO
+        public = hub.actors["public"]
+        published = public.ok("GET", f"/v1/dividends/{study}")
+        assert [(pool["site"], pool["shares"]) for pool in published["pools"]] == [("cleveland", 1)]
+        assert recompute(published) == 1
+        earned = hub.actors["ada"].ok("GET", "/v1/me/credits")["waiting_nano"]
+        assert earned == published["windows"][0]["split"][f"pool:{study}:cleveland"] > NANO
+
+        hub.actors["ada"].ok("POST", f"/v1/consents/{PID}/revoke", {})
+        with database.unit_of_work() as connection:
+            legs = [Leg("researcher:1", f"revenue:{study}", NANO)]
+            post(connection, key="again", kind="ask", legs=legs, now=NOW)
+        coop.ok("POST", close, {})  # the second fee finds nobody of hers: she left
+        assert hub.actors["ada"].ok("GET", "/v1/me/credits")["waiting_nano"] == earned
+        assert recompute(public.ok("GET", f"/v1/dividends/{study}")) == 2
+        assert public.ok("GET", "/v1/ledger/check")["findings"] == []
 
 
 def test_the_hub_remembers_its_name_and_its_law(tmp_path: Path):

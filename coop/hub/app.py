@@ -82,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     gateway = Gateway(database, journal, hub_key, now=_now)
     rounds = Rounds(database, journal, hub_key, now=_now)
     models = Catalogue(journal, hub_key, _now)
-    releases = Releases(database, journal, rounds, models, economy)
+    releases = Releases(database, journal, rounds, models, economy, _now)
     link = SuperLink(settings.state / "superlink")
     trainer = Trainer(rounds, link, on_finished=releases.release)
     front = Front(link.address, link.ca_file)
@@ -93,7 +93,9 @@ def create_app(settings: Settings) -> FastAPI:
         await run_in_threadpool(trainer.start)
         tasks = [
             asyncio.create_task(_again_and_again(gateway.sweep, _SWEEP_S)),
-            asyncio.create_task(_again_and_again(lambda: _close_windows(economy), _WINDOWS_S)),
+            asyncio.create_task(
+                _again_and_again(lambda: _close_windows(economy, releases), _WINDOWS_S)
+            ),
         ]
         try:
             yield
@@ -126,7 +128,7 @@ def create_app(settings: Settings) -> FastAPI:
         log_api.witness_routes(doors, journal),
         emergency_api.routes(doors, journal),
         receipts_api.routes(doors, journal, folder),
-        ledger_api.routes(doors, economy, _has_choice),
+        ledger_api.routes(doors, economy, _has_choice, releases.share_questions),
         catalogue_api.routes(doors, models),
         chain_api.routes(doors, journal, rounds),
         consent.api.routes(doors, registry),
@@ -160,7 +162,8 @@ def _ready(link: SuperLink) -> None:
         raise SuperLinkDownError("the SuperLink is starting or down; training waits")
 
 
-def _close_windows(economy: Economy) -> None:
+def _close_windows(economy: Economy, releases: Releases) -> None:
+    releases.share_questions()
     with economy.database.reading() as connection:
         models = models_with_pools(connection)
     for model_id in models:

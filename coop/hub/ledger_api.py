@@ -143,11 +143,13 @@ class ClaimAnswer(Body):
     claimed_nano: int
 
 
-def routes(doors: Doors, economy: Economy, has_choice: HasChoice) -> APIRouter:
-    """The economy's routes."""
+def routes(
+    doors: Doors, economy: Economy, has_choice: HasChoice, share_questions: Callable[[], object]
+) -> APIRouter:
+    """The economy's routes; `share_questions` opens pools for fees of questions without a model."""
     router = APIRouter(tags=["credits"])
     _ledger_routes(router, doors, economy)
-    _dividend_routes(router, doors, economy)
+    _dividend_routes(router, doors, economy, share_questions)
     _credit_routes(router, doors, economy, has_choice)
     return router
 
@@ -216,7 +218,9 @@ def _ledger_routes(router: APIRouter, doors: Doors, economy: Economy) -> None:
         return IssueAnswer(journal_id=posted.journal_id, created=posted.created)
 
 
-def _dividend_routes(router: APIRouter, doors: Doors, economy: Economy) -> None:
+def _dividend_routes(
+    router: APIRouter, doors: Doors, economy: Economy, share_questions: Callable[[], object]
+) -> None:
     @doors.route(router, "GET", "/v1/dividends", Principal.PUBLIC)
     def listed() -> ModelsAnswer:
         """Every model that pays dividends."""
@@ -231,8 +235,9 @@ def _dividend_routes(router: APIRouter, doors: Doors, economy: Economy) -> None:
 
     @doors.route(router, "POST", "/v1/dividends/{model_id}:close", Principal.STAFF)
     def close(model_id: ModelId, caller: CallerDep) -> ClosedAnswer:
-        """Split what the model earned since its last window."""
+        """Split what came since the last window, for a model or a study's questions without one."""
         _check_coop(caller)
+        share_questions()
         with doors.database.reading() as connection:
             published(connection, model_id)
         return ClosedAnswer.model_validate(economy.close_window(model_id))

@@ -5,6 +5,7 @@ there and changes nothing the second time.
 """
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -13,14 +14,14 @@ import sqlalchemy as sa
 from consent.decide import State
 from consent.snapshot import permitted_at
 from consent.store import enrolled, standings
-from coop import catalogue
+from coop import catalogue, studies
 from coop.catalogue import Catalogue, Cost
 from coop.db import Database
 from coop.documents.study import MICRO
 from coop.documents.training import GroupMetric
 from coop.economy import Economy
 from coop.journal.store import Journal, signed_document
-from coop.pools import lock_pools_of
+from coop.pools import fees_of, lock_pools_of, models_with_pools
 from federated import metrics
 from federated.accounting import plan, price_of
 from federated.permits import consent_request
@@ -28,6 +29,7 @@ from federated.rounds import Rounds
 from federated.run_tables import RunResult, round_request
 
 _ACTION: Final = "train-federated"
+_COUNTING: Final = "infer-aggregate"
 
 
 class Releases:
@@ -39,6 +41,7 @@ class Releases:
         rounds: Finished runs.
         models: The catalogue.
         economy: The pools.
+        now: UTC seconds.
     """
 
     def __init__(
@@ -48,7 +51,9 @@ class Releases:
         rounds: Rounds,
         models: Catalogue,
         economy: Economy,
+        now: Callable[[], int],
     ) -> None:
+        self._now = now
         self._database = database
         self._journal = journal
         self._rounds = rounds
@@ -81,6 +86,32 @@ class Releases:
                 cost=_cost(result),
             )
 
+    def share_questions(self) -> list[str]:
+        """Open the pools of studies whose questions without a model were paid; returns which.
+
+        Such a question reads records of everybody who permits it, so its fee goes to them: the
+        pools bear the study's name and are frozen when the first fee is split. Every window after
+        that pays the same hospitals and, of their patients, whoever has not withdrawn.
+        """
+        opened = []
+        with self._database.unit_of_work() as connection:
+            known = set(models_with_pools(connection))
+            newest = {row.study.study_id: row.study for row in studies.every(connection)}
+            for study_id, study in newest.items():
+                if study_id in known or not fees_of(connection, study_id, only_open=True):
+                    continue
+                request = consent_request(study, _COUNTING, self._now())
+                size = self._journal.size(connection)
+                rosters = permitted_at(connection, self._journal, request, size)
+                weights = {site: len(pids) for site, pids in rosters.items()}
+                if not any(weights.values()):
+                    continue  # the fee waits until somebody permits the study
+                self._economy.open_pools(connection, study_id, rosters, weights)
+                everybody = [pid for pids in rosters.values() for pid in pids]
+                stop_earning(self._economy, connection, _withdrawn(connection, everybody))
+                opened.append(study_id)
+        return opened
+
     def _permitted(self, connection: sa.Connection, result: RunResult) -> dict[str, list[str]]:
         """Registry knowledge at the first round's place in the log: membership does not leak."""
         first = connection.execute(
@@ -95,11 +126,12 @@ class Releases:
 
 
 def _withdrawn(connection: sa.Connection, pids: list[str]) -> list[str]:
-    """Who permitted the study at its first round and has withdrawn since: she earns no more."""
+    """Who permitted when the pools' list was made and has withdrawn since: she earns no more."""
     # Held until the commit: a withdrawal at this very moment waits, and then finds her pools.
     enrolled(connection, pids, lock=True)
     now = standings(connection, pids)
-    return [pid for pid in pids if pid in now and now[pid].state is State.REVOKED]
+    gone = {State.REVOKED, State.VOID}
+    return [p for p in pids if p in now and (now[p].state in gone or now[p].objected)]
 
 
 def stop_earning(economy: Economy, connection: sa.Connection, pids: list[str]) -> None:

@@ -18,6 +18,8 @@ from coop.documents.training import Order, RoundRequest
 from coop.errors import CoopError, Kind
 from coop.features import columns
 from federated.approval import Approved, NotApprovedError
+from federated.integer_noise import fits
+from federated.masked_sum import threshold_allowed
 from federated.models import Weights, check, weights_digest
 
 _ACTIONS: Final[Mapping[str, Action]] = {"train": "train-federated", "evaluate": "evaluate"}
@@ -91,6 +93,11 @@ class Mandate:
         """Names the round in the ledger; `:attempt` follows."""
         asked = self.request.subject
         return f"round:{self.order.digest}:{asked.phase}:{asked.round}"
+
+    @property
+    def masked(self) -> bool:
+        """Whether the answer leaves under masks: a training round in mode B."""
+        return self.order.subject.mode == "B" and self.request.subject.phase == "train"
 
     @property
     def rho_nano(self) -> int:
@@ -202,7 +209,7 @@ def _check_plan(order: Order, approved: Approved) -> None:
         "clip_micro": (order.clip_micro, study.recipe.clip_micro),
         "rounds": (order.rounds, plan.rounds),
         "delta_pico": (order.delta_pico, study.budget.delta_pico),
-        "honest": (order.honest, 1),
+        "honest": (order.honest, study.recipe.honest),
     }
     if plan.rho_evaluation_nano:
         asked["evaluation_sigma_micro"] = (
@@ -212,8 +219,20 @@ def _check_plan(order: Order, approved: Approved) -> None:
     for name, (ordered, planned) in asked.items():
         if ordered != planned:
             raise PlanMismatchError(f"order.{name}: must be {planned}, the approved plan's")
-    if not study.hospitals_quorum <= order.quorum <= len(order.roster):
-        raise PlanMismatchError("order.quorum: below the study's, or above the roster")
+    if order.mode != study.recipe.mode:
+        raise PlanMismatchError(f"order.mode: must be {study.recipe.mode}, the approved study's")
+    if not max(study.hospitals_quorum, order.honest) <= order.quorum <= len(order.roster):
+        raise PlanMismatchError("order.quorum: below the study's or its h, or above the roster")
+    if order.mode == "B" and not threshold_allowed(order.honest, len(order.roster)):
+        raise PlanMismatchError("order.honest: not more than two thirds of the roster")
+    if order.mode == "B" and not fits(
+        clip_micro=order.clip_micro,
+        length=len(columns(study.schema_)),
+        sigma_micro=order.training_sigma_micro,
+        population=study.recipe.population,
+        parties=len(order.roster),
+    ):
+        raise PlanMismatchError("order: its sums could leave the range of the integers")
 
 
 def _check_request(

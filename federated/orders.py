@@ -14,6 +14,12 @@ from federated.fab import fab_hash
 _ORDER_S: Final = 14 * 86_400  # a run of 1000 rounds with nightly outages fits twice
 
 
+class NoMaskedSumError(ConflictError):
+    """Mode B's proof does not cover so many approving hospitals with the study's h."""
+
+    code = "training.no-masked-sum"
+
+
 class OrderRefusedError(ConflictError):
     """Too few hospitals have a live approval of this study, this software and this bundle."""
 
@@ -26,14 +32,16 @@ def make_order(
     """The order for a study: every member with a live, matching approval is on the roster.
 
     Steps: (1) approvals that expired, or name other software or another bundle, are left out: those
-    hospitals would refuse; (2) quorum; (3) noise from the study's own plan; (4) the order ends
-    before the first approval does.
+    hospitals would refuse; (2) quorum, and in mode B enough of them to rely on h; (3) noise from
+    the study's own plan; (4) the order ends before the first approval does.
 
     Raises:
         OrderRefusedError: (2) fails.
+        NoMaskedSumError: (2) fails for mode B.
     """
     from federated.accounting import plan  # noqa: PLC0415  (scipy; only an order needs it)
     from federated.approval import software_version  # noqa: PLC0415  (the node's module)
+    from federated.masked_sum import threshold_allowed  # noqa: PLC0415  (only an order needs it)
 
     study, software = row.study, software_version()
     # (1)
@@ -53,6 +61,14 @@ def make_order(
             live=len(live),
             needed=study.hospitals_quorum,
         )
+    recipe = study.recipe
+    if recipe.mode == "B" and not threshold_allowed(recipe.honest, len(live)):
+        raise NoMaskedSumError(
+            f"recipe.honest: {recipe.honest} must be more than two thirds of the {len(live)} "
+            "hospitals that approve, and at most all of them; propose a version with another h",
+            honest=recipe.honest,
+            live=len(live),
+        )
     # (3)
     split = plan(study.budget, study.recipe.rounds)
     return Order(
@@ -63,7 +79,7 @@ def make_order(
             ApprovalRef(site=a.site, did=dids[a.site], approval_sha256=a.digest)
             for a in sorted(live, key=lambda approved: approved.site)
         ],
-        quorum=study.hospitals_quorum,
+        quorum=max(study.hospitals_quorum, recipe.honest),
         rounds=study.recipe.rounds,
         sampling_micro=1_000_000,
         training_sigma_micro=split.training_sigma_micro,
@@ -71,8 +87,8 @@ def make_order(
         evaluation_sigma_micro=max(split.evaluation_sigma_micro, 1),
         clip_micro=study.recipe.clip_micro,
         delta_pico=study.budget.delta_pico,
-        mode="A",
-        honest=1,
+        mode=recipe.mode,
+        honest=recipe.honest,
         fab_sha256=fab_hash(),
         software=software,
         not_before=now,

@@ -69,6 +69,25 @@ def unsafe_gradient_without_noise(
     return {WEIGHT: _sum_of_clipped(weights, x, y, clip=clip, sigma=0.0).astype(np.float32)}
 
 
+def clipped_gradients(
+    weights: Weights, x: NDArray[np.float32], y: NDArray[np.float32], *, clip: float
+) -> Iterator[NDArray[np.float64]]:
+    """Each patient's own clipped gradient, a line each, in chunks: what `integer_sum` adds up.
+
+    Exact: nothing of it may leave. Arguments as in `private_gradient`.
+    """
+    linear, model = _model(weights, x, y, clip=clip)
+    log_loss = nn.BCEWithLogitsLoss(reduction="sum")
+    for rows, _ in _chunks(len(x)):
+        model.zero_grad(set_to_none=True)
+        logits = model(torch.from_numpy(x[rows])).squeeze(1)
+        log_loss(logits, torch.from_numpy(y[rows])).backward()
+        own = linear.weight.grad_sample.detach().numpy().reshape(-1, x.shape[1])
+        lines = own.astype(np.float64)
+        norms = np.linalg.norm(lines, axis=1, keepdims=True)
+        yield lines * np.minimum(1.0, clip / np.maximum(norms, np.finfo(np.float64).tiny))
+
+
 class SecretNoiseOptimizer(DPOptimizer):
     """Opacus' optimizer whose noise comes from `federated.noise` instead of torch's generator."""
 
@@ -94,14 +113,7 @@ def _sum_of_clipped(
     sigma: float,
 ) -> NDArray[np.float64]:
     """Sum of the per-patient gradients of the log loss, each clipped to norm `clip`; noised."""
-    if x.ndim != 2 or y.shape != (len(x),) or not np.isfinite(x).all():  # noqa: PLR2004  (a matrix)
-        raise InvariantError("x and y: must be a finite matrix and one label per row")
-    if not np.isin(y, (0.0, 1.0)).all() or not (np.isfinite(clip) and clip > 0):
-        raise InvariantError("y: must be 0 or 1; clip: must be positive")
-    linear = nn.Linear(x.shape[1], 1, bias=False)  # the constant column is the bias
-    with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(check(weights, x.shape[1])[WEIGHT]).view(1, -1))
-    model = GradSampleModule(linear, loss_reduction="sum")
+    linear, model = _model(weights, x, y, clip=clip)
     optimizer = SecretNoiseOptimizer(
         torch.optim.SGD(model.parameters(), lr=1.0),
         noise_multiplier=sigma,
@@ -119,6 +131,20 @@ def _sum_of_clipped(
         optimizer.pre_step()
     gradient: torch.Tensor = linear.weight.grad
     return np.asarray(gradient.detach().numpy().reshape(-1), dtype=np.float64)
+
+
+def _model(
+    weights: Weights, x: NDArray[np.float32], y: NDArray[np.float32], *, clip: float
+) -> tuple[nn.Linear, GradSampleModule]:
+    """The model at these weights, ready to tell each patient's gradient; checks its arguments."""
+    if x.ndim != 2 or y.shape != (len(x),) or not np.isfinite(x).all():  # noqa: PLR2004  (a matrix)
+        raise InvariantError("x and y: must be a finite matrix and one label per row")
+    if not np.isin(y, (0.0, 1.0)).all() or not (np.isfinite(clip) and clip > 0):
+        raise InvariantError("y: must be 0 or 1; clip: must be positive")
+    linear = nn.Linear(x.shape[1], 1, bias=False)  # the constant column is the bias
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(check(weights, x.shape[1])[WEIGHT]).view(1, -1))
+    return linear, GradSampleModule(linear, loss_reduction="sum")
 
 
 def _chunks(count: int) -> Iterator[tuple[slice, bool]]:

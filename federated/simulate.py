@@ -16,14 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coop.documents.study import MICRO, Recipe, Study
+from coop.documents.training import ADVERSARY_A, adversary_b
 from coop.errors import ConflictError, InvalidInputError, Kind
 from coop.features import Row, columns, training_matrix
 from federated.accounting import Plan, plan
 from federated.data import is_bundled, split
 from federated.importers import Dictionary, read_csv
-from federated.models import Weights, initial, predict
-from federated.private_training import private_gradient, unsafe_gradient_without_noise
-from federated.scores import GROUP_MIN, Scores, calibration_error, scores
+from federated.integer_noise import noised_sum, to_numbers
+from federated.masked_sum import threshold_allowed
+from federated.models import WEIGHT, Weights, initial, predict
+from federated.private_training import (
+    clipped_gradients,
+    private_gradient,
+    unsafe_gradient_without_noise,
+)
+from federated.run_figures import Run, by_name, figures_of, summary
+from federated.scores import GROUP_MIN, calibration_error, scores
 from federated.step import apply_round, average
 
 RUNS_MAX: Final = 1000
@@ -57,10 +65,10 @@ class SplitRule(StrEnum):
     FOLD = "fold"
 
 
-class ModeNotAvailableError(InvalidInputError):
-    """The study format knows mode A only."""
+class TooFewHonestError(InvalidInputError):
+    """Mode B needs at least three hospitals and relies on more than two thirds of them."""
 
-    code = "simulate.mode-not-available"
+    code = "simulate.too-few-honest"
     kind = Kind.UNPROCESSABLE
 
 
@@ -79,17 +87,6 @@ class Data:
     test: Matrix
     test_groups: list[str | None]
     quarantined: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One training and its scores on the test patients."""
-
-    weights: Weights
-    pooled: Scores
-    calibration_error: float
-    sites: dict[str, Scores]
-    groups: dict[str, Scores]
 
 
 def load(study: Study, files: Mapping[str, Path], rule: SplitRule) -> tuple[dict[str, Data], str]:
@@ -143,27 +140,56 @@ def with_epsilon(study: Study, epsilon: float | None) -> Study:
     return study.model_copy(update={"budget": budget})
 
 
-def train(matrices: Mapping[str, Matrix], recipe: Recipe, sigma: float | None) -> Weights:
+def train(
+    matrices: Mapping[str, Matrix], recipe: Recipe, split: Plan | None, honest: int = 1
+) -> Weights:
     """The released weights of one training.
 
     Args:
         matrices: Each site's training patients.
         recipe: The study's.
-        sigma: Every site's noise multiplier; None trains without noise and without clipping.
+        split: The study's plan; None trains without noise and without clipping.
+        honest: 1: every site adds the whole noise (mode A); h: a share each (mode B).
     """
     iterates: list[Weights] = []
     weights = initial(next(iter(matrices.values()))[0].shape[1])
-    clip = recipe.clip_micro / MICRO
     for _ in range(recipe.rounds):
-        updates = {
-            site: unsafe_gradient_without_noise(weights, x, y, clip=_CLIP_OFF)
-            if sigma is None
-            else private_gradient(weights, x, y, clip=clip, sigma=sigma)
-            for site, (x, y) in matrices.items()
-        }
+        if split is not None and honest > 1:
+            updates = {"sum": _secret_sum(weights, matrices, recipe, split, honest)}
+        else:
+            updates = {
+                site: _update(weights, matrix, recipe, split) for site, matrix in matrices.items()
+            }
         weights = apply_round(weights, updates, recipe)
         iterates.append(weights)
     return average(iterates, recipe.average_last)
+
+
+def _update(weights: Weights, matrix: Matrix, recipe: Recipe, split: Plan | None) -> Weights:
+    if split is None:
+        return unsafe_gradient_without_noise(weights, *matrix, clip=_CLIP_OFF)
+    clip, sigma = recipe.clip_micro / MICRO, split.training_sigma_micro / MICRO
+    return private_gradient(weights, *matrix, clip=clip, sigma=sigma)
+
+
+def _secret_sum(
+    weights: Weights, matrices: Mapping[str, Matrix], recipe: Recipe, split: Plan, honest: int
+) -> Weights:
+    """What the hub sees in mode B: the sum of the sites' integers; the masks would cancel in it."""
+    length = len(weights[WEIGHT])
+    sums = [
+        noised_sum(
+            clipped_gradients(weights, *matrix, clip=recipe.clip_micro / MICRO),
+            length,
+            clip_micro=recipe.clip_micro,
+            sigma_micro=split.training_sigma_micro,
+            honest=honest,
+            rho_nano=split.rho_round_nano,
+        )
+        for matrix in matrices.values()
+    ]
+    total = np.asarray(np.sum(sums, axis=0, dtype=np.int64))
+    return {WEIGHT: to_numbers(total.view(np.uint64)).astype(np.float32)}
 
 
 def simulate(
@@ -172,31 +198,54 @@ def simulate(
     *,
     mode: Mode,
     runs: int,
+    honest: int | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> list[Run]:
     """`runs` trainings with independent noise, all of them returned.
 
+    Args:
+        study: What is trained.
+        data: By site.
+        mode: Who adds noise.
+        runs: How many trainings.
+        honest: h of mode B; by default the study's, or else the fewest that may be relied on.
+        progress: Called after each.
+
     Raises:
-        ModeNotAvailableError: Mode B.
+        TooFewHonestError: Mode B with fewer sites or honest ones than its proof needs.
     """
     if not 1 <= runs <= RUNS_MAX:
         raise InvalidInputError(f"runs: must be 1 to {RUNS_MAX}")
-    recipe, sigma = study.recipe, None
+    recipe, split, shares = study.recipe, plan(study.budget, study.recipe.rounds), 1
     match mode:
         case Mode.A:
-            sigma = plan(study.budget, recipe.rounds).training_sigma_micro / MICRO
+            pass
         case Mode.NONE:
             recipe = _reference_recipe(recipe, sum(len(part.train[1]) for part in data.values()))
         case Mode.B:
-            raise ModeNotAvailableError(
-                "mode: B (secure sums) is not in the study format of this version; use A or none"
-            )
+            shares = honest_of(study, len(data), honest)
     matrices = {site: part.train for site, part in data.items()}
     finished: list[Run] = []
     for _ in range(runs):
-        finished.append(_scored(study, train(matrices, recipe, sigma), data))
+        weights = train(matrices, recipe, None if mode is Mode.NONE else split, shares)
+        finished.append(_scored(study, weights, data))
         progress()
     return finished
+
+
+def honest_of(study: Study, sites: int, asked: int | None) -> int:
+    """The h of mode B: what was asked, the study's own, or the fewest that may be relied on.
+
+    Raises:
+        TooFewHonestError: The masked sum's proof does not cover it.
+    """
+    own = study.recipe.honest if study.recipe.mode == "B" else 2 * sites // 3 + 1
+    honest = own if asked is None else asked
+    if not threshold_allowed(honest, sites):
+        raise TooFewHonestError(
+            f"honest: must be more than two thirds of at least 3 sites, and {sites} at most"
+        )
+    return honest
 
 
 def references(study: Study, data: Mapping[str, Data]) -> dict[str, object]:
@@ -217,18 +266,25 @@ def references(study: Study, data: Mapping[str, Data]) -> dict[str, object]:
 
 
 def report(
-    study: Study, data: Mapping[str, Data], runs: list[Run], *, mode: Mode, split_rule: str
+    study: Study,
+    data: Mapping[str, Data],
+    runs: list[Run],
+    *,
+    mode: Mode,
+    split_rule: str,
+    honest: int | None = None,
 ) -> dict[str, object]:
     """The document of `coop simulate --json`."""
+    shares = honest_of(study, len(data), honest) if mode is Mode.B else 1
     budget = plan(study.budget, study.recipe.rounds)
-    private = mode is Mode.A
+    private = mode is not Mode.NONE
     return {
         "study_id": study.study_id,
         "runs": len(runs),
         "epsilon": study.budget.epsilon_micro / MICRO if private else None,
         "delta": budget.delta if private else None,
         "mode": mode.value,
-        "privacy": _privacy(budget) if private else None,
+        "privacy": _privacy(budget, shares) if private else None,
         "split": split_rule,
         "patients": {
             site: {
@@ -241,37 +297,20 @@ def report(
         "columns": len(columns(study.schema_)),
         "metrics": summary(runs),
         "references": references(study, data),
-        "sites": _by_name([run.sites for run in runs]),
-        "groups": _by_name([run.groups for run in runs]),
-        "each_run": [_figures(run) for run in runs],
+        "sites": by_name([run.sites for run in runs]),
+        "groups": by_name([run.groups for run in runs]),
+        "each_run": [figures_of(run) for run in runs],
     }
 
 
-def summary(runs: list[Run]) -> dict[str, dict[str, float | None]]:
-    """Mean and standard deviation over the runs of each headline figure."""
-    figures = [_figures(run) for run in runs]
-    return {name: _spread([figure[name] for figure in figures]) for name in figures[0]}
-
-
-def _figures(run: Run) -> dict[str, float | None]:
-    return {
-        "auc_pooled": run.pooled.auc,
-        "accuracy_mean_of_sites": float(np.mean([s.accuracy for s in run.sites.values()])),
-        "accuracy_pooled": run.pooled.accuracy,
-        "auc_mean_of_sites": _mean([s.auc for s in run.sites.values()]),
-        "brier": run.pooled.brier,
-        "calibration_error": run.calibration_error,
-        # For a yes/no outcome Harrell's c is the area under the ROC curve.
-        "c_index": run.pooled.auc,
-    }
-
-
-def _privacy(budget: Plan) -> dict[str, object]:
+def _privacy(budget: Plan, honest: int) -> dict[str, object]:
+    adversary = ADVERSARY_A if honest == 1 else adversary_b(honest)
     return {
         "unit": "patient",
         "relation": "add or remove one patient",
         "accountant": "exact Gaussian, full batch",
-        "adversary": "mode A: holds against the coordinator and all other hospitals",
+        "adversary": adversary,
+        "honest": honest,
         "training_epsilon": budget.training_epsilon,
         "training_sigma": budget.training_sigma_micro / MICRO,
         "rounds": budget.rounds,
@@ -315,32 +354,6 @@ def _locally_scored(study: Study, weights: Mapping[str, Weights], data: Mapping[
         sites={site: found for site, found in sites.items() if found is not None},
         groups={name: found for name, found in groups.items() if found and found.n >= GROUP_MIN},
     )
-
-
-def _by_name(runs: list[dict[str, Scores]]) -> dict[str, dict[str, object]]:
-    fields = ("accuracy", "auc", "brier", "calibration", "sensitivity", "specificity")
-    return {
-        name: {
-            "n": first.n,
-            "positive": first.positive,
-            **{field: _spread([getattr(run[name], field) for run in runs]) for field in fields},
-        }
-        for name, first in runs[0].items()
-    }
-
-
-def _spread(values: list[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    if not known:
-        return {"mean": None, "sd": None}
-    return {
-        "mean": float(np.mean(known)),
-        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else 0.0,
-    }
-
-
-def _mean(values: list[float | None]) -> float | None:
-    return _spread(values)["mean"]
 
 
 def _group(row: Row, name: str) -> str | None:

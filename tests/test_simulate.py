@@ -1,5 +1,6 @@
 """`coop simulate`: the hospitals' own training code reaches the promised quality, and says how."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from coop.documents.study import Study
 from coop.errors import InvalidInputError
 from coop.studyfile import load_study
 from federated import simulate as simulation
+from federated.accounting import plan
 from federated.data import SITES, csv_of, split
 from federated.scores import auc, calibration_error, scores
 from federated.simulate import (
     Mode,
-    ModeNotAvailableError,
     SplitRule,
+    TooFewHonestError,
     WrongFilesError,
     load,
     references,
@@ -91,9 +93,9 @@ def test_private_runs_differ_and_all_are_reported(benchmark):
 
 def test_less_privacy_is_less_noise_in_the_weights(benchmark):
     study, data = benchmark
-    exact = simulation.train({site: part.train for site, part in data.items()}, study.recipe, 1e-6)[
-        "weight"
-    ]
+    quiet = replace(plan(study.budget, study.recipe.rounds), training_sigma_micro=1)
+    train = {site: part.train for site, part in data.items()}
+    exact = simulation.train(train, study.recipe, quiet)["weight"]
 
     def error(epsilon: float) -> float:
         runs = simulate(with_epsilon(study, epsilon), data, mode=Mode.A, runs=2)
@@ -146,10 +148,35 @@ def test_changed_files_are_not_scored_on_the_fixed_split(tmp_path: Path, benchma
         load(study, {}, SplitRule.AUTO)
 
 
-def test_secure_sums_are_refused_not_pretended(benchmark):
+@pytest.mark.parametrize(("honest", "auc"), [(4, 0.878), (3, 0.876)])
+def test_a_share_of_the_noise_under_a_masked_sum_keeps_more_of_the_quality(benchmark, honest, auc):
     study, data = benchmark
-    with pytest.raises(ModeNotAvailableError, match="mode: B"):
-        simulate(study, data, mode=Mode.B, runs=1)
+    runs = budget(6, 30)
+    figures = summary(simulate(study, data, mode=Mode.B, runs=runs, honest=honest))
+    assert figures["auc_pooled"]["mean"] >= (auc if runs == 30 else auc - 0.004)
+    assert figures["accuracy_mean_of_sites"]["mean"] >= (0.82 if runs == 30 else 0.81)
+    assert figures["auc_pooled"]["sd"] <= (0.005 if runs == 30 else 0.01)
+
+
+def test_the_report_of_mode_b_says_whom_it_relies_on(benchmark):
+    study, data = benchmark
+    runs = simulate(study, data, mode=Mode.B, runs=1)
+    document = report(study, data, runs, mode=Mode.B, split_rule="x")
+    assert document["privacy"]["honest"] == 3
+    assert (
+        document["privacy"]["adversary"] == "mode B: holds if 3 hospitals of every sum are honest"
+    )
+    assert document["epsilon"] == 1
+
+
+@pytest.mark.parametrize("honest", [1, 2, 5])
+def test_too_few_or_too_many_honest_hospitals_are_refused(benchmark, honest):
+    study, data = benchmark
+    with pytest.raises(TooFewHonestError, match="two thirds"):
+        simulate(study, data, mode=Mode.B, runs=1, honest=honest)
+    two = {site: data[site] for site in ("cleveland", "budapest")}
+    with pytest.raises(TooFewHonestError):
+        simulate(study, two, mode=Mode.B, runs=1)
 
 
 @pytest.mark.parametrize("runs", [0, 1001])
@@ -187,7 +214,7 @@ def test_the_command_prints_its_promise_and_the_attribution():
     result = cli(str(BENCHMARK), "--runs", "1")
     assert result.exit_code == 0, result.output
     assert (
-        "epsilon 1 (training 1.000), delta 1e-05, per patient, add/remove, mode A" in result.stdout
+        "epsilon 1 (training 1.000), delta 1e-05, per patient, add/remove; mode A" in result.stdout
     )
     assert "CC BY 4.0" in result.stdout
     unprotected = cli(str(BENCHMARK), "--runs", "1", "--mode", "none")
@@ -203,7 +230,8 @@ def test_wrong_usage_exits_with_2(wrong: list[str]):
 
 
 def test_a_refusal_carries_its_code():
-    assert isinstance(cli(str(BENCHMARK), "--mode", "B").exception, ModeNotAvailableError)
+    refused = cli(str(BENCHMARK), "--mode", "B", "--honest", "2").exception
+    assert isinstance(refused, TooFewHonestError)
 
 
 def test_small_groups_are_not_shown(tmp_path: Path):

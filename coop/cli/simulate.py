@@ -23,10 +23,18 @@ def simulate(  # noqa: PLR0913  (the options of a command line)
         typer.Option("--site", help="NAME=CSV per hospital; none: the four bundled ones."),
     ] = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="A (each hospital adds its noise), B or none.")
+        str,
+        typer.Option(
+            "--mode",
+            help="A (every hospital adds the whole noise), B (a share of it) or none.",
+        ),
     ] = "A",
     epsilon: Annotated[
         float | None, typer.Option("--epsilon", help="Instead of the study's own.")
+    ] = None,
+    honest: Annotated[
+        int | None,
+        typer.Option("--honest", help="Mode B: of how many hospitals the noise is relied on."),
     ] = None,
     runs: Annotated[
         int, typer.Option("--runs", help="Trainings with independent noise; all are reported.")
@@ -51,8 +59,8 @@ def simulate(  # noqa: PLR0913  (the options of a command line)
     study = with_epsilon(Study.model_validate(load_study(study_file)), epsilon)
     data, words = load(study, _files(site or []), rule)
     with _bar(runs, quiet=as_json) as advance:
-        finished = run(study, data, mode=chosen_mode, runs=runs, progress=advance)
-    document = report(study, data, finished, mode=chosen_mode, split_rule=words)
+        finished = run(study, data, mode=chosen_mode, runs=runs, honest=honest, progress=advance)
+    document = report(study, data, finished, mode=chosen_mode, split_rule=words, honest=honest)
     if as_json:
         print(orjson.dumps(document).decode())
     else:
@@ -104,7 +112,7 @@ def _show(document: dict[str, Any]) -> None:
     private = document["privacy"]
     promise = (
         f"epsilon {document['epsilon']:g} (training {private['training_epsilon']:.3f}), "
-        f"delta {document['delta']:g}, per patient, add/remove, mode A"
+        f"delta {document['delta']:g}, per patient, add/remove; {private['adversary']}"
         if private
         else "no privacy: no noise was added"
     )

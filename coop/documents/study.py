@@ -4,15 +4,17 @@ Numbers in signed documents are integers with the unit in the name: `_micro` is 
 `_pico` a millionth of a millionth, `_nano` a thousand-millionth.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coop.documents.envelope import Subject
 
 MICRO = 1_000_000
 NANO = 1_000_000_000
 PICO = 1_000_000_000_000
+HONEST_MIN = 3
+"""Of a masked sum: with two, each would know the other's numbers."""
 
 Name = Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
@@ -84,7 +86,18 @@ class Recipe(Part):
     population: int = Field(ge=1)
     """Public N the gradient sum is divided by; never a count of today's cohort."""
     aggregation: Literal["sum"] = "sum"
-    mode: Literal["A"] = "A"
+    mode: Literal["A", "B"] = "A"
+    """A: every hospital adds the whole noise. B: a share of it, under a masked sum."""
+    honest: int = Field(default=1, ge=1, le=50)
+    """h of mode B: of the hospitals in a sum, how many are relied on to have added their share."""
+
+    @model_validator(mode="after")
+    def _relies_on_some(self) -> Self:
+        if (self.mode == "A") != (self.honest == 1):
+            raise ValueError("honest: 1 in mode A, and 3 or more in mode B")
+        if self.mode == "B" and self.honest < HONEST_MIN:
+            raise ValueError("honest: 3 or more in mode B")
+        return self
 
 
 class Budget(Part):

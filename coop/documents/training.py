@@ -1,11 +1,19 @@
 """Order, round request, lease, receipts, round record: one training run, signed at every step."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field
 
 from coop.documents.envelope import Subject
 from coop.documents.study import Name, Part, Sha256
+
+ADVERSARY_A: Final = "mode A: holds against the coordinator and all other hospitals"
+ADVERSARY: Final = f"^({ADVERSARY_A}|mode B: holds if [0-9]+ hospitals of every sum are honest)$"
+
+
+def adversary_b(honest: int) -> str:
+    """Whom mode B's epsilon holds against."""
+    return f"mode B: holds if {honest} hospitals of every sum are honest"
 
 
 class ApprovalRef(Part):
@@ -32,9 +40,11 @@ class Order(Subject):
     evaluation_sigma_micro: int = Field(gt=0)
     clip_micro: int = Field(gt=0)
     delta_pico: int = Field(gt=0)
-    mode: Literal["A"]
-    honest: int
-    """h: sites whose noise the accounting relies on; 1 in mode A, each adds its full noise."""
+    mode: Literal["A", "B"]
+    honest: int = Field(ge=1, le=50)
+    """h: sites whose noise the accounting relies on; 1 in mode A, each adds its full noise.
+
+    In mode B it is also the threshold of the masked sum."""
     fab_sha256: str = Sha256
     software: str
     not_before: int
@@ -81,7 +91,7 @@ class RoundReceipt(Subject):
     lease_sha256: str = Sha256
     release_lease_sha256: str = Sha256
     cohort_commitment: str = Sha256
-    """Salted Merkle root of the cohort's pids; salts stay at the node."""
+    """To the salted Merkle tree of the cohort (`consent.proofs.cohort`); salts stay at the node."""
     count_commitment: str = Sha256
     debit_sequence: int = Field(ge=1)
     sigma_micro: int
@@ -163,7 +173,7 @@ class Passport(Subject):
     delta_pico: int
     relation: Literal["add/remove one patient"]
     accountant: Literal["exact Gaussian"]
-    adversary: Literal["mode A: holds against the coordinator and all other hospitals"]
+    adversary: str = Field(pattern=ADVERSARY)
     mechanism: list[str]
     """One line per release: `train q=1 sigma=… rounds=…`."""
     metrics: list[GroupMetric]

@@ -19,7 +19,7 @@ from consent.duo import ASSERTED_MAX
 from consent.events import NotEnrolledError
 from consent.freshness import TOKEN_CHARS_MAX
 from consent.policy import DATA_CLASS, parse, preset
-from consent.registry import BATCH_MAX, Registry
+from consent.registry import BATCH_MAX, HISTORY_PAGE, Registry
 from consent.store import Enrolled
 from coop import members
 from coop.documents.consent import Notice
@@ -226,10 +226,16 @@ def _owner_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
         return registry.overview(pid)
 
     @doors.route(router, "GET", "/v1/consents/{pid}/history", PATIENT)
-    def history(pid: Pid, caller: CallerDep) -> dict[str, Any]:
-        """Every event with its proof."""
+    def history(
+        pid: Pid,
+        caller: CallerDep,
+        after: Annotated[int, Query(ge=0, lt=2**53)] = 0,
+        limit: Annotated[int, Query(ge=1, le=HISTORY_PAGE)] = HISTORY_PAGE,
+    ) -> dict[str, Any]:
+        """The events after a sequence, each with its proof; `next` leads on if there are more."""
         may_act(doors, registry, caller, pid)
-        return {"events": registry.history(pid)}
+        events = registry.history(pid, after=after, limit=limit)
+        return {"events": events, "next": events[-1]["sequence"] if len(events) == limit else None}
 
     @doors.route(router, "GET", "/v1/me", PATIENT)
     def me(caller: CallerDep) -> dict[str, Any]:

@@ -48,12 +48,27 @@ def demand(connection: sa.Connection, journal: Journal, wanted: str) -> None:
         FreshTokenError: It is no token of this log.
         BehindError: It sees less.
     """
-    size = _size(wanted, journal.origin)
-    if journal.size(connection) < size:
+    check(journal.size(connection), size_in(wanted, journal.origin))
+
+
+def check(known_size: int, wanted_size: int) -> None:
+    """Return if a log of the one size holds what the other is for.
+
+    Raises:
+        BehindError: It does not yet.
+    """
+    if known_size < wanted_size:
         raise BehindError("at_least_as_fresh: not known here yet; ask again in a moment")
 
 
-def _size(text: str, origin: str) -> int:
+def size_in(text: str, origin: str) -> int:
+    """The size of the log that a token is for.
+
+    Raises:
+        FreshTokenError: It is no token of this log.
+    """
+    if len(text) > TOKEN_CHARS_MAX:
+        raise FreshTokenError("at_least_as_fresh: not a token")
     try:
         tag, _, body = from_b64u(text).partition(b"\x00")
         said = parse_object(body, bytes_max=_BYTES_MAX)

@@ -39,6 +39,7 @@ from coop.keys import SigningKey
 from coop.passkeys import RelyingParty
 
 BATCH_MAX: Final = 1000
+HISTORY_PAGE: Final = 200  # events in one answer, each with its proofs: about 2 MB
 POLICIES_KEPT: Final = 4096  # about 20 MB
 Restriction = Literal["revoke", "suspend", "reject", "object"]
 _AFTER: Final[Mapping[str, State]] = {
@@ -264,8 +265,10 @@ class Registry:
             "summary": summary(policy),
         }
 
-    def history(self, pid: str) -> list[dict[str, Any]]:
-        """Every event of a chain, oldest first.
+    def history(
+        self, pid: str, *, after: int = 0, limit: int = HISTORY_PAGE
+    ) -> list[dict[str, Any]]:
+        """The events of a chain after this sequence, oldest first, at most `limit`.
 
         Returns:
             For each: {"sequence", "event", "actor", "at", "log_index", "digest", "proof"}; `proof`
@@ -277,8 +280,9 @@ class Registry:
             sites = members.site_dids(connection)
             query = (
                 sa.select(consent_event)
-                .where(consent_event.c.pid == pid)
+                .where(consent_event.c.pid == pid, consent_event.c.sequence > after)
                 .order_by(consent_event.c.sequence)
+                .limit(limit)
             )
             return [
                 {

@@ -25,7 +25,14 @@ from coop.canonical import Json, document_digest, jcs, parse_object, sha256
 from coop.db import metadata
 from coop.documents.envelope import Opened, issue
 from coop.documents.study import MICRO, Study
-from coop.documents.training import Artefact, GroupMetric, Order, Passport
+from coop.documents.training import (
+    ADVERSARY_A,
+    Artefact,
+    GroupMetric,
+    Order,
+    Passport,
+    adversary_b,
+)
 from coop.errors import ConflictError, InvalidInputError, NotFoundError
 from coop.features import columns
 from coop.journal.store import Journal
@@ -155,7 +162,7 @@ class Catalogue:
             delta_pico=order.subject.delta_pico,
             relation="add/remove one patient",
             accountant="exact Gaussian",
-            adversary="mode A: holds against the coordinator and all other hospitals",
+            adversary=_adversary(order.subject),
             mechanism=_mechanism(order.subject, evaluated=bool(metrics)),
             metrics=list(metrics),
             artefacts=[_named(name, body) for name, body in files.items()],
@@ -263,12 +270,17 @@ def _named(name: str, body: bytes) -> Artefact:
     return Artefact.model_validate({"name": name, "sha256": sha256(body).hex()})
 
 
+def _adversary(order: Order) -> str:
+    return ADVERSARY_A if order.mode == "A" else adversary_b(order.honest)
+
+
 def _mechanism(order: Order, *, evaluated: bool) -> list[str]:
     def line(what: str, sigma_micro: int, rounds: int) -> str:
         return f"{what} q=1 sigma={_decimal(sigma_micro)} rounds={rounds}"
 
     train = line("train", order.training_sigma_micro, order.rounds)
-    lines = [f"{train} clip={_decimal(order.clip_micro)}"]
+    shares = f" shares of 1/{order.honest} under a masked sum" if order.mode == "B" else ""
+    lines = [f"{train} clip={_decimal(order.clip_micro)}{shares}"]
     return [*lines, line("evaluate", order.evaluation_sigma_micro, 1)] if evaluated else lines
 
 

@@ -5,7 +5,7 @@ of an Ed25519 key (`key`: hospitals, and patients with a key of their own).
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
@@ -85,6 +85,16 @@ class Client:
         """GET `path`; query parameters that are None are left out."""
         query = urlencode({name: value for name, value in params.items() if value is not None})
         return self._send("GET", f"{path}?{query}" if query else path, None, headers)
+
+    def pages(self, path: str, member: str) -> Iterator[Any]:
+        """Everything in `member` of a listing that comes in pages, page after page."""
+        after: str | int | None = None
+        while True:
+            page = self.get(path, after=after)
+            yield from page[member]
+            after = page["next"]
+            if after is None:
+                return
 
     def get_text(self, path: str) -> str:
         """GET a text resource (`/checkpoint`)."""

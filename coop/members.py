@@ -270,6 +270,12 @@ def unlink_pid(
     connection.execute(account_pid_table.delete().where(others))
 
 
+def forget_pid(connection: sa.Connection, pid: str) -> None:
+    """Forget whose `pid` it is, and whose it was."""
+    for table in (account_pid_table, account_former_pid_table):
+        connection.execute(table.delete().where(table.c.pid == pid))
+
+
 def former_pids_of(connection: sa.Connection, account_id: int, now: int) -> list[tuple[str, str]]:
     """Pseudonyms that a new enrolment took from this account and to which it may still object."""
     table = account_former_pid_table

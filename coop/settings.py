@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     trust_file: Path | None = Field(
         default=None, description="Keys to trust when verifying offline."
     )
+    witnesses_file: Path | None = Field(
+        default=None,
+        description="Outside witnesses of the log, `VKEY URL` a line; none by default.",
+    )
     oidc_issuer: str = Field(default="", description="OpenID Connect issuer that signs people in.")
     oidc_client_id: str = Field(
         default="coop-portal", description="Client id of the portal at that issuer."

@@ -22,8 +22,11 @@ OWNERS: Final = (
     "federated.mirror",
     "federated.approval",
     "federated.budget",
+    "federated.cohort_audit",
     "federated.emergency",
+    "federated.masked_state",
     "federated.rounds",
+    "federated.masked_tables",
     "inference_gateway.jobs",
     "inference_gateway.store",
 )

@@ -1,19 +1,16 @@
-"""What each debit bought: the noised bytes, the document they left with, and the commitments in it.
+"""What each debit bought: the noised bytes and the document they left with.
 
 An answer is kept from before its noise is drawn (`granted`) until its site's `data_version` is long
 gone, so that a repeat returns the same bytes for no further budget.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 import sqlalchemy as sa
 
-from coop.canonical import encode, sha256
 from coop.db import metadata
 from coop.errors import InvariantError
-from coop.journal.merkle import leaf_hash, root_of
 
 
 class State(StrEnum):
@@ -33,7 +30,8 @@ answer = sa.Table(
     sa.Column("key", sa.String(160), primary_key=True),
     sa.Column("input_sha256", sa.String(64), nullable=False, index=True),
     sa.Column("debit_sequence", sa.ForeignKey("debit.sequence"), nullable=False, index=True),
-    sa.Column("salt", sa.String(64), nullable=False),
+    sa.Column("seed", sa.String(64), nullable=False),
+    sa.Column("places", sa.BigInteger, nullable=False),
     sa.Column("lease_sha256", sa.String(64), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("body", sa.LargeBinary),
@@ -42,8 +40,9 @@ answer = sa.Table(
     sa.Column("at", sa.BigInteger, nullable=False),
 )
 """What a debit bought. `body` are the noised bytes, `document` the signed receipt or cohort answer,
-present if and only if it left this hospital. `salt` opens the count commitment; `at` is the instant
-of the consent state it was released under."""
+present if and only if it left this hospital. From `seed` come all salts of its commitments, and
+with `places` and the cohort their whole tree (`consent.proofs.cohort`); `at` is the instant of the
+consent state it was released under."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,8 @@ class Stored:
     key: str
     input_sha256: str
     debit_sequence: int
-    salt: str
+    seed: str
+    places: int
     lease_sha256: str
     state: State
     body: bytes | None
@@ -83,6 +83,13 @@ def of_debit(connection: sa.Connection, sequence: int) -> list[Stored]:
         sa.select(answer).where(answer.c.debit_sequence == sequence, answer.c.document.is_not(None))
     )
     return [_as_stored(row) for row in rows]
+
+
+def by_document(connection: sa.Connection, digest: str) -> Stored | None:
+    """The answer that left under the document of this digest, or None."""
+    query = sa.select(answer).where(answer.c.document_sha256 == digest)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _as_stored(row)
 
 
 def store(connection: sa.Connection, key: str, body: bytes) -> Stored:
@@ -130,7 +137,8 @@ def release_again(
             key=key,
             input_sha256=kept.input_sha256,
             debit_sequence=kept.debit_sequence,
-            salt=kept.salt,
+            seed=kept.seed,
+            places=kept.places,
             lease_sha256=kept.lease_sha256,
             state=State.STORED,
             document=document,
@@ -140,27 +148,6 @@ def release_again(
     )
 
 
-def count_commitment(salt: str, count: int) -> str:
-    """Commitment to how many patients a debit has; opened only by this hospital, to an auditor."""
-    return sha256(encode(b"coop/count/v1", {"salt": salt, "count": count})).hex()
-
-
-def cohort_commitment(salts: Mapping[str, str], decoy: str) -> str:
-    """Salted Merkle root of a cohort's pids.
-
-    The first leaf is a decoy, so that an empty cohort looks like any other.
-
-    Args:
-        salts: Salt by pid.
-        decoy: The answer's own salt.
-    """
-    leaves = [encode(b"coop/cohort-decoy/v1", {"salt": decoy})]
-    leaves += [
-        encode(b"coop/cohort-member/v1", {"pid": pid, "salt": salts[pid]}) for pid in sorted(salts)
-    ]
-    return root_of([leaf_hash(leaf) for leaf in leaves]).hex()
-
-
 def _as_stored(row: sa.Row[tuple[object, ...]]) -> Stored:
     values = row._mapping  # noqa: SLF001  (SQLAlchemy's public name for it)
     body = values["body"]
@@ -168,7 +155,8 @@ def _as_stored(row: sa.Row[tuple[object, ...]]) -> Stored:
         key=str(values["key"]),
         input_sha256=str(values["input_sha256"]),
         debit_sequence=values["debit_sequence"],
-        salt=str(values["salt"]),
+        seed=str(values["seed"]),
+        places=values["places"],
         lease_sha256=str(values["lease_sha256"]),
         state=State(values["state"]),
         body=None if body is None else bytes(body),

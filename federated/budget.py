@@ -31,7 +31,7 @@ from federated.answers import State, Stored, answer, stored
 LIFETIME_CAP_NANO: Final = lifetime_cap_nano()
 """RDP(4) a patient may spend in her life: 6.144 (ε = 10 at δ = 1e-6), in 10⁻⁹."""
 _CHUNK: Final = 500  # pids in one statement; SQLite allows 32,766 parameters, PostgreSQL 65,535
-_SALT_BYTES: Final = 32
+_SEED_BYTES: Final = 32
 EVERYBODY: Final = "everybody"
 
 
@@ -65,22 +65,24 @@ debit = sa.Table(
     sa.Column("job_id", sa.String(80)),
     sa.Column("rho_nano", sa.BigInteger, nullable=False),
     sa.Column("sigma_micro", sa.BigInteger, nullable=False),
+    sa.Column("honest", sa.BigInteger, nullable=False, server_default="1"),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.CheckConstraint("rho_nano > 0", name="costs_something"),
     sa.Index("ix_debit_study", "study_id", "version"),
 )
 """One noise draw, append-only. `phase` is train, evaluate or cohort; `line` is who pays for it.
-Both are `everybody` where no draw is known and every patient pays (`charge_everybody`)."""
+Both are `everybody` where no draw is known and every patient pays (`charge_everybody`). In mode B
+sigma and rho are those of the whole sum, of which this hospital drew a share: one of `honest`."""
 
 debit_pid = sa.Table(
     "debit_pid",
     metadata,
     sa.Column("sequence", sa.ForeignKey("debit.sequence"), primary_key=True),
     sa.Column("pid", sa.String(26), primary_key=True),
-    sa.Column("salt", sa.String(64), nullable=False),
+    sa.Column("consent", sa.BigInteger, nullable=False),
     sa.Index("ix_debit_pid_pid", "pid"),
 )
-"""Who pays a debit, append-only; the salt opens her leaf of the receipt's cohort commitment."""
+"""Who pays a debit, append-only, and where in the log her newest consent document stood then."""
 
 debit_bystander = sa.Table(
     "debit_bystander",
@@ -155,6 +157,10 @@ class Draw:
     attempt: int
     rho_nano: int
     sigma_micro: int
+    places: int
+    """Leaves of its cohort's commitment: of all chains here, so it says nothing of the cohort."""
+    honest: int = 1
+    """h of mode B, on whose noise rho relies; this hospital's share alone costs h times rho."""
     order_sha256: str | None = None
     round: int | None = None
     job_id: str | None = None
@@ -168,12 +174,19 @@ class PatientBudget:
     rho_nano: int
     rdp_nano: int
     """rho at order 4: what the cap bounds."""
+    alone_nano: int
+    """The same if no other hospital's noise counted: rho, or in mode B h times rho."""
     cap_nano: int = LIFETIME_CAP_NANO
 
     @property
     def epsilon(self) -> float:
         """Everything she took part in, composed exactly, at delta one in a million."""
         return epsilon_of_rho(self.rho_nano, LIFETIME_DELTA)
+
+    @property
+    def alone_epsilon(self) -> float:
+        """The stand-alone figure: what holds even if all other hospitals of a sum lie."""
+        return epsilon_of_rho(self.alone_nano, LIFETIME_DELTA)
 
 
 def lock(connection: sa.Connection) -> None:
@@ -199,19 +212,20 @@ def grant(
     pids: Collection[str],
     lines: Lines,
     *,
-    permits: Collection[str],
+    permits: Mapping[str, int],
     now: int,
 ) -> Stored:
     """Debit `draw` to `pids` and write its answer as granted: in the caller's transaction.
 
     The caller holds `lock` and took `pids` from `afford` in this same transaction. A repeat of a
     known key debits nothing and returns the row that is there. `permits` are all whose consent the
-    lease showed, `pids` among them.
+    lease showed, `pids` among them, with the place of each one's newest consent document in the
+    log. So what the receipt will commit to is durable with the debit.
 
     Raises:
         BudgetExhaustedError: The line and then the reserve cannot pay. Depends on the study's
             public plan and the number of draws only, never on any patient.
-        InvariantError: A patient cannot pay; the caller did not filter.
+        InvariantError: A patient cannot pay, or does not permit it; the caller did not filter.
     """
     known = stored(connection, draw.key)
     if known is not None:
@@ -219,6 +233,8 @@ def grant(
     line = _paying_line(connection, draw, lines)
     if afford(connection, pids, draw.rho_nano) != set(pids):
         raise InvariantError("budget: a cohort holds someone who cannot pay for it")
+    if not permits.keys() >= set(pids):
+        raise InvariantError("budget: a cohort holds someone whose consent nothing shows")
     sequence = connection.execute(
         sa.insert(debit)
         .values(
@@ -232,11 +248,12 @@ def grant(
             job_id=draw.job_id,
             rho_nano=draw.rho_nano,
             sigma_micro=draw.sigma_micro,
+            honest=draw.honest,
             at=now,
         )
         .returning(debit.c.sequence)
     ).scalar_one()
-    rows = [{"sequence": sequence, "pid": pid, "salt": _salt()} for pid in sorted(pids)]
+    rows = [{"sequence": sequence, "pid": pid, "consent": permits[pid]} for pid in sorted(pids)]
     if rows:
         connection.execute(sa.insert(debit_pid), rows)
     others = [{"sequence": sequence, "pid": pid} for pid in sorted(set(permits) - set(pids))]
@@ -247,7 +264,8 @@ def grant(
             key=draw.key,
             input_sha256=draw.input_sha256,
             debit_sequence=sequence,
-            salt=_salt(),
+            seed=random_bytes(_SEED_BYTES).hex(),
+            places=draw.places,
             lease_sha256=draw.lease_sha256,
             state=State.GRANTED,
             at=now,
@@ -292,14 +310,14 @@ def everybodys_charge(connection: sa.Connection) -> int:
     return int(connection.execute(query).scalar() or 0)
 
 
-def cohort_of(connection: sa.Connection, sequence: int) -> dict[str, str]:
-    """The salts by pid of one debit, in pid order."""
+def cohort_of(connection: sa.Connection, sequence: int) -> dict[str, int]:
+    """Who pays one debit, in pid order, and where her newest consent document stood in the log."""
     rows = connection.execute(
-        sa.select(debit_pid.c.pid, debit_pid.c.salt)
+        sa.select(debit_pid.c.pid, debit_pid.c.consent)
         .where(debit_pid.c.sequence == sequence)
         .order_by(debit_pid.c.pid)
     )
-    return {row.pid: row.salt for row in rows}
+    return {row.pid: row.consent for row in rows}
 
 
 def permitted_by(connection: sa.Connection, sequence: int) -> set[str]:
@@ -314,7 +332,17 @@ def permitted_by(connection: sa.Connection, sequence: int) -> set[str]:
 def patient_budget(connection: sa.Connection, pid: str) -> PatientBudget:
     """What this patient has spent in her life here."""
     spent = _spent(connection, {pid}).get(pid, 0)
-    return PatientBudget(pid=pid, rho_nano=spent, rdp_nano=rdp_nano(spent))
+    relied_on = connection.scalar(
+        sa.select(sa.func.sum(debit.c.rho_nano * (debit.c.honest - 1)))
+        .join(debit_pid, debit_pid.c.sequence == debit.c.sequence)
+        .where(debit_pid.c.pid == pid)
+    )
+    return PatientBudget(
+        pid=pid,
+        rho_nano=spent,
+        rdp_nano=rdp_nano(spent),
+        alone_nano=spent + int(relied_on or 0),
+    )
 
 
 def site_spend(connection: sa.Connection, study_id: str, version: int) -> dict[str, int]:
@@ -355,7 +383,3 @@ def _spent(connection: sa.Connection, pids: set[str]) -> Mapping[str, int]:
         for row in rows:
             spent[row.pid] += int(row.rho)
     return spent
-
-
-def _salt() -> str:
-    return random_bytes(_SALT_BYTES).hex()

@@ -2,7 +2,8 @@
 
 Both directions carry one record of bytes: to the node `order`, `request` (canonical JSON) and
 `weights`; back `receipt` (canonical JSON) and `update`, both tensors as safetensors. One record
-means three objects a message instead of ten, each of which costs Flower several requests.
+means three objects a message instead of ten, each of which costs Flower several requests. A masked
+round has `stage` and `about` beside them (`federated.masked_wire`).
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from coop.canonical import jcs, parse_object
 from coop.errors import InvalidInputError
 from federated.executor import App
 from federated.flower_compat import ConfigRecord, Context, Message, RecordDict
+from federated.masked_round import MaskedInput
+from federated.masked_wire import STAGE, from_content
 from federated.round import RoundAnswer, RoundInput
 
 RECORD: Final = "coop"
@@ -29,15 +32,27 @@ class MalformedMessageError(InvalidInputError):
     code = "round.malformed-message"
 
 
-def make_app(answer: Callable[[RoundInput], RoundAnswer]) -> App:
-    """The app that answers rounds with `answer`; the executor turns its errors into codes."""
+def make_app(
+    answer: Callable[[RoundInput], RoundAnswer],
+    answer_stage: Callable[[MaskedInput], Mapping[str, bytes]],
+) -> App:
+    """The app that answers rounds with `answer`, and the stages of masked ones with the other.
+
+    The executor turns their errors into codes.
+    """
 
     def app(message: Message, context: Context) -> Message:
         del context  # Flower's state is memory only; ours is the hospital's database
-        answered = answer(_read(message))
-        content = ConfigRecord(
-            {"receipt": jcs(answered.receipt), "update": to_bytes(answered.update)}
-        )
+        parts = _parts(message)
+        asked = _read(parts)
+        if STAGE in parts:
+            stage = MaskedInput(round=asked, ask=from_content(parts))
+            content = ConfigRecord(dict(answer_stage(stage)))
+        else:
+            answered = answer(asked)
+            content = ConfigRecord(
+                {"receipt": jcs(answered.receipt), "update": to_bytes(answered.update)}
+            )
         return Message(RecordDict({RECORD: content}), reply_to=message)
 
     return app
@@ -49,9 +64,12 @@ def to_bytes(tensors: Mapping[str, NDArray[np.generic]]) -> bytes:
     return bytes(safetensors.numpy.save(ordered))
 
 
-def _read(message: Message) -> RoundInput:
+def _parts(message: Message) -> dict[str, object]:
     record = message.content.config_records.get(RECORD)
-    parts = {} if record is None else dict(record.items())
+    return {} if record is None else dict(record.items())
+
+
+def _read(parts: Mapping[str, object]) -> RoundInput:
     order, request, weights = (parts.get(name) for name in ("order", "request", "weights"))
     if not (isinstance(order, bytes) and isinstance(request, bytes) and isinstance(weights, bytes)):
         raise MalformedMessageError("message: must hold order, request and weights")

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 import sqlalchemy as sa
 
+from consent.proofs.cohort import arrange
 from coop.canonical import Json, document_digest, jcs, parse_object, sha256
 from coop.documents.envelope import Opened, issue, open_document
 from coop.documents.serving import CohortAnswer, CohortJob, CohortQuery, Predicate
@@ -25,7 +26,6 @@ from federated.answers import (
     Stored,
     answer,
     attempts,
-    cohort_commitment,
     discard,
     of_debit,
     store,
@@ -37,7 +37,7 @@ from federated.mandate import OutOfTimeError, PurposeNotUnderstoodError
 from federated.mirror import HeldLease, Mirror
 from federated.models import Weights, check, weights_digest
 from federated.pace import even_pace
-from federated.permits import consent_request, permitted
+from federated.permits import consent_request, permitted, shown_by
 from federated.records import all_pids, rows_of
 from federated.round import (
     ATTEMPTS_MAX,
@@ -262,10 +262,12 @@ def _grant(site: Site, task: _Task, lease: HeldLease, at: int) -> Stored:
             attempt=attempt,
             rho_nano=task.query.rho_nano,
             sigma_micro=sigma_micro_for(task.rho_part_nano),
+            places=max(len(lease.standings), 1),
             job_id=task.job.subject.job_id,
         )
         lines = task.approved.lines
-        return budget.grant(connection, draw, cohort, lines, permits=willing, now=at)
+        shown = shown_by(lease, willing)
+        return budget.grant(connection, draw, cohort, lines, permits=shown, now=at)
 
 
 def _compute(site: Site, task: _Task, draw: Stored, lease: HeldLease, at: int) -> Stored:
@@ -328,6 +330,7 @@ def _release(
         return parse_object(job.document)
     numbers = parse_object(draw.body or b"")
     members = budget.cohort_of(connection, draw.debit_sequence)
+    committed = arrange(members, draw.places, bytes.fromhex(draw.seed))
     sigma = sigma_micro_for(task.rho_part_nano)
     risk = numbers.get("risk_sum_micro")
     subject = CohortAnswer(
@@ -342,7 +345,7 @@ def _release(
         rho_nano=task.query.rho_nano,
         debit_sequence=draw.debit_sequence,
         data_version=task.data_version,
-        cohort_commitment=cohort_commitment(members, draw.salt),
+        cohort_commitment=committed.commitment,
     )
     document = issue(subject, site.key, at)
     first = of_debit(connection, draw.debit_sequence)
@@ -351,7 +354,8 @@ def _release(
             key=f"job:{task.job.subject.job_id}",
             input_sha256=task.job_sha256,
             debit_sequence=draw.debit_sequence,
-            salt=draw.salt,
+            seed=draw.seed,
+            places=draw.places,
             lease_sha256=draw.lease_sha256,
             state=State.STORED,
             document=jcs(document).decode(),

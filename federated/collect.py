@@ -6,9 +6,9 @@ the round again; a node that found a withdrawal is asked once more, over the sma
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from coop.canonical import jcs
 from coop.documents.envelope import Opened
@@ -28,7 +28,6 @@ WITHDRAWN: Final = "round.withdrawn"
 """The node's code for: a patient of the cohort withdrew while it computed; ask again."""
 NO_ANSWER: Final = "round.no-answer"
 OFFLINE: Final = "round.site-offline"
-_ASKED_AGAIN_MAX: Final = 1
 
 
 def expected_of(asked: NextRound, request: Opened[RoundRequest]) -> Expected:
@@ -44,33 +43,38 @@ def expected_of(asked: NextRound, request: Opened[RoundRequest]) -> Expected:
         clip_micro=order.clip_micro,
         tensors=asked.tensors(),
         population=asked.study.recipe.population,
+        masked=asked.masked,
     )
 
 
 @dataclass(slots=True)
-class Collector:
-    """One attempt at one round. One thread uses it."""
+class Asking:
+    """One message to every hospital of a round, and its answers. One thread uses it."""
 
     run: FlowerRun
     asked: NextRound
     request: Opened[RoundRequest]
     nodes: Mapping[str, int]
-    """Node ids by site, for the roster's sites."""
+    """Node ids by site, for the sites that are asked."""
     quorum: int
+    """How many answers are needed: only below it is a site waited for that is away."""
+    accept: Callable[[str, Mapping[str, bytes]], str | None]
+    """Takes a site's answer; why not, by code."""
     seconds: float = ROUND_S
     stop: threading.Event = field(default_factory=threading.Event)
+    parts: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """What a site is sent beside order, request and weights."""
+    again_max: int = 1
+    """How often a site that found a withdrawal is asked again."""
     refused: dict[str, str] = field(default_factory=dict)
     """Code by site that did not contribute."""
-    _gate: Gate = field(init=False)
+    taken: set[str] = field(default_factory=set)
     _open: dict[str, str] = field(default_factory=dict)  # message id → site
     _activations: dict[int, str] = field(default_factory=dict)
     _again: dict[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._gate = Gate(expected_of(self.asked, self.request))
-
-    def collect(self) -> dict[str, Admitted]:
-        """What passed the gate, by site. Ends at the deadline at the latest.
+    def ask(self) -> None:
+        """Send, and take what comes. Ends at the deadline at the latest.
 
         Raises:
             SuperLinkDownError: The link failed; the round may be asked again, at no further charge.
@@ -93,47 +97,43 @@ class Collector:
             self.stop.wait(POLL_S)
         for site in self._open.values():
             self.refused[site] = NO_ANSWER
-        return dict(self._gate.admitted)
 
     def _waits_for_offline(self) -> bool:
         """Without a quorum it is worth waiting for a site that may come back."""
-        return len(self._gate.admitted) < self.quorum and OFFLINE in self.refused.values()
+        return len(self.taken) < self.quorum and OFFLINE in self.refused.values()
 
     def _send(self, sites: list[str]) -> None:
-        if not sites:
-            return
         content = {
             "order": jcs(self.asked.order.document),
             "request": jcs(self.request.document),
             "weights": models.to_safetensors(self.asked.weights),
         }
-        site_of = {self.nodes[site]: site for site in sites}
-        sent = self.run.send(self.asked.phase, content, site_of)
-        self._open |= {message_id: site_of[node] for message_id, node in sent.items()}
+        alike: dict[tuple[tuple[str, bytes], ...], list[str]] = {}
+        for site in sites:
+            own = tuple(sorted(self.parts.get(site, {}).items()))
+            alike.setdefault(own, []).append(site)
+        for own, together in alike.items():
+            site_of = {self.nodes[site]: site for site in together}
+            sent = self.run.send(self.asked.phase, content | dict(own), site_of)
+            self._open |= {message_id: site_of[node] for message_id, node in sent.items()}
 
     def _take(self, reply: Reply) -> None:
         site = self._open.pop(reply.message_id, None)
         if site is None:
             return
-        code = reply.code if reply.content is None else self._admit(site, reply.content)
+        code = reply.code if reply.content is None else self.accept(site, reply.content)
         if code is None:
+            self.taken.add(site)
             self.refused.pop(site, None)
             return
         if reply.node_gone:
             code = OFFLINE
-        elif code == WITHDRAWN and self._again.get(site, 0) < _ASKED_AGAIN_MAX:
+        elif code == WITHDRAWN and self._again.get(site, 0) < self.again_max:
             self._again[site] = self._again.get(site, 0) + 1
             self._send([site])
             return
         self.refused[site] = code[:_CODE_LENGTH_MAX]
         logger().warning("no contribution", site=site, code=code, round=self.asked.round)
-
-    def _admit(self, site: str, content: Mapping[str, bytes]) -> str | None:
-        try:
-            self._gate.admit(site, content)
-        except GateError as error:
-            return error.code
-        return None
 
     def _look(self, presence: Mapping[int, str]) -> None:
         """Send again to nodes that restarted or came back; stop waiting for those that are gone."""
@@ -153,6 +153,39 @@ class Collector:
                 self._activations[node] = here
                 back.append(site)
         self._send(back)
+
+
+class Collector:
+    """One attempt at one round whose answers are updates: what passes the gate."""
+
+    def __init__(
+        self,
+        run: FlowerRun,
+        asked: NextRound,
+        request: Opened[RoundRequest],
+        nodes: Mapping[str, int],
+        quorum: int,
+        **named: Any,  # noqa: ANN401  (the other fields of `Asking`)
+    ) -> None:
+        self._gate = Gate(expected_of(asked, request))
+        self._asking = Asking(run, asked, request, nodes, quorum, accept=self._admit, **named)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Code by site that did not contribute."""
+        return self._asking.refused
+
+    def collect(self) -> dict[str, Admitted]:
+        """What passed the gate, by site; see `Asking.ask`."""
+        self._asking.ask()
+        return dict(self._gate.admitted)
+
+    def _admit(self, site: str, content: Mapping[str, bytes]) -> str | None:
+        try:
+            self._gate.admit(site, content)
+        except GateError as error:
+            return error.code
+        return None
 
 
 def refusals(refused: Mapping[str, str]) -> list[Refused]:

@@ -16,6 +16,7 @@ from coop.documents.consent import Enrolment
 from coop.documents.envelope import issue
 from coop.enrolment import check_mac, new_code, wishes_of
 from coop.errors import ConflictError, CoopError, InvalidInputError, Kind, NotFoundError
+from federated.erased import refuse_if_erased
 from federated.site import Site, code, enrolled, patient
 
 CODE_SECONDS: Final = 7 * 24 * 3600  # DESIGN §6: a code lives at most seven days
@@ -77,7 +78,12 @@ def enrol(site: Site, record_keys: Sequence[str], *, method: Method, now: int) -
 def fresh_code(
     connection: sa.Connection, site: Site, pid: str, method: Method | Literal["custodial"], now: int
 ) -> str:
-    """A new code for a record; an unused older one ends with it."""
+    """A new code for a record; an unused older one ends with it.
+
+    Raises:
+        ErasedRecordError: The record was erased.
+    """
+    refuse_if_erased(connection, site, pid)
     connection.execute(sa.delete(code).where(code.c.pid == pid, code.c.used_at.is_(None)))
     code_id, secret, text = new_code(site.name)
     connection.execute(

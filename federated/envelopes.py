@@ -5,7 +5,7 @@ an enrolment *this* hospital signed; nothing the hub adds or leaves out can wide
 permits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, product
 from typing import ClassVar, Final, Self
@@ -17,6 +17,7 @@ from consent.succession import Said, take
 from coop.canonical import Json, NotCanonicalError, document_digest
 from coop.documents.consent import Consent, Enrolment
 from coop.documents.envelope import Opened, WrongDocumentError, open_document, type_of
+from coop.documents.erasure import Erasure
 from coop.documents.people import PEOPLE
 from coop.errors import InvalidInputError, Kind
 from coop.journal.commitments import commitment, commitment_of_digest, leaf_of
@@ -25,7 +26,7 @@ from coop.passkeys import RelyingParty
 
 _PEOPLE: Final[Mapping[str, type[Said]]] = {Enrolment.kind: Enrolment, **PEOPLE}
 _KINDS: Final[Mapping[str, str]] = {
-    type_of(kind): kind.kind for kind in (Consent, *_PEOPLE.values())
+    type_of(kind): kind.kind for kind in (Consent, *_PEOPLE.values(), Erasure)
 }
 _SETTLING: Final = frozenset({"grant", "amend", "revoke"})
 _BEFORE: Final[Mapping[str, State]] = {
@@ -67,7 +68,7 @@ class Envelope:
 
     @property
     def kind(self) -> str:
-        """`consent`, or one of the kinds that say who may speak for a record.
+        """`consent`, `erasure`, or one of the kinds that say who may speak for a record.
 
         Raises:
             WrongDocumentError: Neither.
@@ -75,7 +76,7 @@ class Envelope:
         types = self.document.get("type")
         name = str(types[-1]) if isinstance(types, list) and types else ""
         if name not in _KINDS:
-            raise WrongDocumentError("document: neither a consent nor about who may give one")
+            raise WrongDocumentError("document: no consent, nor about who may give one")
         return _KINDS[name]
 
     @property
@@ -131,6 +132,12 @@ class Fold:
     at: that document, or the newest one that verified before it (None: there was none)."""
     keys_aside: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     """The same for what says who may speak for them."""
+    record_of: Callable[[str], str] = str
+    """What an erasure names a pid by (`federated.erased.record_digest`)."""
+    erased: set[str] = field(default_factory=set)
+    """Records that were erased, by that name."""
+    denied: set[str] = field(default_factory=set)
+    """Pids of erased records that the hub shows again: whatever is said of them permits nothing."""
     last: int = -1
     """Log index of the newest envelope taken."""
 
@@ -145,11 +152,14 @@ class Fold:
             standings=dict(self.standings),
             aside=dict(self.aside),
             keys_aside=dict(self.keys_aside),
+            record_of=self.record_of,
+            erased=set(self.erased),
+            denied=set(self.denied),
             last=self.last,
         )
 
     def take(self, envelope: Envelope) -> str:
-        """Verify and fold the next envelope in the order of the log; returns its pid.
+        """Verify and fold the next envelope in the order of the log; returns its pid, if any.
 
         Raises:
             WrongDocumentError: Malformed, for another hospital, or an enrolment by another signer.
@@ -159,9 +169,23 @@ class Fold:
             PolicyError: A policy no machine can obey.
         """
         kind = envelope.kind
-        pid = self._people(envelope, kind) if kind in _PEOPLE else self._event(envelope)
+        if kind == Erasure.kind:
+            pid = self._erase(envelope)
+        else:
+            pid = self._people(envelope, kind) if kind in _PEOPLE else self._event(envelope)
         self.last = envelope.index
         return pid
+
+    def _erase(self, envelope: Envelope) -> str:
+        """Forget the record that this hospital had erased; it counts no more, whatever comes."""
+        said = open_document(Erasure, envelope.document, issuers={self.site_did}).subject
+        if said.site != self.site:
+            raise WrongDocumentError("erasure.site: must be this hospital")
+        self.erased.add(said.record)
+        for pid in [pid for pid in self.speakers if self.record_of(pid) == said.record]:
+            for known in (self.speakers, self.standings, self.aside, self.keys_aside):
+                known.pop(pid, None)
+        return ""
 
     def _event(self, envelope: Envelope) -> str:
         opened = open_document(Consent, envelope.document, issuers=None, passkeys=self.passkeys)
@@ -274,6 +298,8 @@ class Fold:
         if opened.subject.site != self.site or (before is None and not enrols):
             raise WrongDocumentError(f"{kind}: for a record of another hospital, or none of ours")
         after = take(before, opened, envelope.seen_at, self.desks)
+        if before is None and self.erased and self.record_of(pid) in self.erased:
+            self.denied.add(pid)
         self.speakers[pid] = after
         self.keys_aside.pop(pid, None)
         standing = self.standings.get(pid)

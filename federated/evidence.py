@@ -7,6 +7,7 @@ digest of its newest document, as the hub knows them; it goes to whoever judges 
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ from coop.journal.commitments import Logged
 from coop.journal.receipts import bundle_of
 from federated import mirror_store
 from federated.envelopes import Envelope, Fold
+from federated.erased import record_digest
 from federated.mirror_store import mirror_lease
 from federated.quarantine import Aside, asides, take
 from federated.site import Site
@@ -63,6 +65,7 @@ def of_lease(site: Site, digest: str | None = None, pid: str | None = None) -> d
         site_did=site.key.did,
         hub_did=site.trust.hub,
         passkeys=site.trust.passkeys,
+        record_of=partial(record_digest, site),
     )
     for index in sorted(known):
         if index < lease.log_size:

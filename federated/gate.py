@@ -3,6 +3,7 @@
 Core: pure, no I/O. A hospital's receipt is signed, so a refused answer is evidence, not a quarrel.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
@@ -95,6 +96,8 @@ class Expected:
     """Shape and numpy type by name, exactly these."""
     population: int
     """Public N: no hospital has more patients in one round."""
+    masked: bool = False
+    """Under masks a vector looks like any other: only the sum can be judged."""
 
     @property
     def norm_max(self) -> float:
@@ -103,6 +106,8 @@ class Expected:
         An update sums at most N vectors of length C; an evaluation counts at most N patients, each
         in one cell (then C is 1).
         """
+        if self.masked:
+            return math.inf
         size = sum(int(np.prod(shape)) for shape, _ in self.tensors.values())
         clip = self.clip_micro / MICRO if self.phase == "train" else 1.0
         noise = self.sigma_micro / MICRO * clip

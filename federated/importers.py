@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coop.errors import InvalidInputError, Kind, NotFoundError
 from federated.data import FOLDER
+from federated.erased import erased_among
 from federated.site import (
     RECORD_KEY_CHARACTERS_MAX,
     Site,
@@ -131,7 +132,7 @@ def import_csv(site: Site, path: Path, dictionary: Dictionary | None = None) -> 
     """Store an extract: all good lines in one transaction, the bad ones in quarantine.
 
     Guarantees: the same record key always gets the same pid; the data version goes up exactly when
-    a row is new or differs; patients who are not in the file stay.
+    a row is new or differs; patients who are not in the file stay; an erased one stays away.
 
     Raises:
         UnreadableFileError: Nothing was stored.
@@ -143,6 +144,8 @@ def import_csv(site: Site, path: Path, dictionary: Dictionary | None = None) -> 
     }
     # One transaction: a crash in the middle of an import leaves the version before it.
     with site.database.unit_of_work() as connection:
+        for pid in erased_among(connection, site, wanted):
+            del wanted[pid]  # she was erased here: another file does not bring her back
         held = _held(connection, sorted(wanted))
         fresh = [pid for pid in wanted if pid not in held]
         changed = [pid for pid in wanted if pid in held and held[pid] != wanted[pid][1]]

@@ -99,6 +99,11 @@ class Setup:
         """Who takes part, in the order of the names."""
         return sorted(self.keys)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the first of its rounds is drawn anew."""
+        return any(keys.fresh for keys in self.keys.values())
+
     def round_key(self, site: str, round_: int) -> RoundKey:
         """A site's public keys of one round."""
         for entry in self.keys[site].rounds:
@@ -123,11 +128,14 @@ def new_secrets(rounds: Sequence[int], random: Callable[[int], bytes]) -> Secret
     )
 
 
-def public_keys(secrets: Secrets, *, order_sha256: str, setup: int, site: str) -> MaskKeys:
+def public_keys(
+    secrets: Secrets, *, order_sha256: str, setup: int, site: str, fresh: bool = False
+) -> MaskKeys:
     """(1) What the hospital signs."""
     return MaskKeys(
         order_sha256=order_sha256,
         setup=setup,
+        fresh=fresh,
         site=site,
         seal_key=_public_hex(secrets.seal),
         rounds=[
@@ -160,6 +168,8 @@ def check_setup(setup: Setup) -> None:
             raise MaskingError("keys: of a hospital that is not on the roster")
         if (keys.order_sha256, keys.setup) != (setup.order_sha256, setup.number):
             raise MaskingError(f"keys: {site}'s are for another order or set-up")
+    if len({keys.fresh for keys in setup.keys.values()}) != 1:
+        raise MaskingError("keys: some draw the round anew and others do not")
     if len(rounds) != 1 or len(set(every)) != len(every):
         raise MaskingError("keys: for different rounds, or one stands twice")
 

@@ -6,8 +6,9 @@ a lease only says *until when* and *under which log* that reading holds.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from threading import RLock
 from typing import Any, Final, NoReturn
 
@@ -20,7 +21,7 @@ from coop.errors import CoopError
 from coop.journal import note
 from coop.journal.merkle import leaf_hash
 from coop.journal.trust import Trust
-from federated import mirror_store
+from federated import erased, mirror_store
 from federated.approval import witnesses_of
 from federated.envelopes import Envelope, Fold, UnloggedDocumentError
 from federated.held_lease import (
@@ -87,21 +88,25 @@ class Mirror:
 
     def standings(self) -> dict[str, Standing]:
         """How every chain stands by the newest verified envelopes; says nothing of freshness."""
+        gone = erased.waiting(self._site)
         with self._lock:
-            return dict(self._folded(self._site.trust).standings)
+            return _but(self._folded(self._site.trust), gone)
 
     def speakers(self) -> dict[str, Speakers]:
         """Who may speak for each record, by the newest verified envelopes.
 
-        Nobody does for whom this hospital has enrolled a newer key than the hub has shown it.
+        Nobody does for whom this hospital has enrolled a newer key than the hub has shown it, nor
+        for an erased record.
         """
         newest = mirror_store.newest_enrolments(self._site)
+        gone = erased.waiting(self._site)
         with self._lock:
             fold = self._folded(self._site.trust)
             return {
                 pid: speakers
                 for pid, speakers in fold.speakers.items()
-                if not _is_behind(speakers, newest.get(pid))
+                if pid not in gone | fold.denied
+                and not mirror_store.is_behind(speakers, newest.get(pid))
             }
 
     def sync(self) -> int:
@@ -218,7 +223,9 @@ class Mirror:
                 )
             # (6)
             cosigned = self._cosigned_size(trust, subject.checkpoint, witnesses)
-            mirror_store.keep_lease(self._site, asked.lease, asked.latest, asked.leaves, fresh)
+            mirror_store.keep_lease(
+                self._site, asked.lease, asked.latest, asked.leaves, fresh, erased.purge
+            )
             settle(self._site, self._now())
         except CoopError:
             if asked.leaves:
@@ -226,14 +233,16 @@ class Mirror:
             raise
         self._fold, self._heads = fold, heads
         self._documents_to = subject.log_size
+        # Denied from the desk's act on, whether or not the hub has erased yet.
+        standings = _but(fold, erased.waiting(self._site))
         return HeldLease(
             document=asked.lease.document,
             digest=asked.lease.digest,
             log_size=subject.log_size,
             cosigned_size=cosigned,
             expires_boottime=asked.started + subject.seconds * (1 - DRIFT),
-            standings=dict(fold.standings),
-            usable=self._usable(fold, cosigned),
+            standings=standings,
+            usable=self._usable(fold, cosigned) & standings.keys(),
         )
 
     def _grow(self, trust: Trust, text: str, leaves: Sequence[bytes]) -> None:
@@ -283,6 +292,7 @@ class Mirror:
             site_did=self._site.key.did,
             hub_did=trust.hub,
             passkeys=trust.passkeys,
+            record_of=partial(erased.record_digest, self._site),
         )
 
     def _folded(self, trust: Trust) -> Fold:
@@ -304,8 +314,11 @@ class Mirror:
     ) -> tuple[Fold, list[Envelope]]:
         """The fold with the envelopes that are new, and those; `whole` reads all once more.
 
-        What staff set aside counts as such, whether or not the hub still sends it.
+        What staff set aside counts as such, whether or not the hub still sends it. What was erased
+        is refused.
         """
+        sent = list(sent)
+        erased.refuse_shown(self._site, [envelope.index for envelope in sent])
         todo: dict[int, Envelope | Aside]
         if whole:
             known = {e.index: e for e in mirror_store.stored_envelopes(self._site)}
@@ -349,7 +362,7 @@ class Mirror:
             and 0 <= standing.widened_index < cosigned
             # A hub that withholds a key change would let a lost key go on speaking, or a
             # representative whom this hospital has dismissed.
-            and not _is_behind(fold.speakers[pid], newest.get(pid))
+            and not mirror_store.is_behind(fold.speakers[pid], newest.get(pid))
             and standing.under not in ended
         )
 
@@ -374,11 +387,9 @@ class Mirror:
         return seen.size
 
 
-def _is_behind(speakers: Speakers, newest: tuple[int, set[str]] | None) -> bool:
-    """Whether this hospital has enrolled a newer key than the hub has shown it."""
-    if newest is None or speakers.enrolled_at > newest[0]:  # restored from a backup
-        return False
-    return speakers.enrolled_at < newest[0] or newest[1].isdisjoint(speakers.enrolments)
+def _but(fold: Fold, gone: Collection[str]) -> dict[str, Standing]:
+    """How the chains stand, without erased records."""
+    return {p: s for p, s in fold.standings.items() if p not in gone and p not in fold.denied}
 
 
 def _leaves(answer: object) -> list[bytes]:

@@ -1,10 +1,11 @@
 """The mirror's tables, and what is read from and written to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from consent.speakers import Speakers
 from coop.canonical import jcs, parse_object
 from coop.db import RowId, insert_ignore, metadata
 from coop.documents.envelope import Opened
@@ -64,6 +65,7 @@ mirror_evidence = sa.Table(
 """Signed notes of the log that contradict what it showed before."""
 
 
+Purge = Callable[[sa.Connection, Site, Sequence[Envelope]], None]
 _NEWEST_NOTE: Final = sa.select(mirror_note.c.note).order_by(mirror_note.c.size.desc()).limit(1)
 
 
@@ -129,8 +131,12 @@ def keep_lease(
     text: str,
     leaves: Sequence[bytes],
     envelopes: Sequence[Envelope],
+    purge: Purge,
 ) -> None:
-    """Make a verified lease and what came with it durable, in one unit of work."""
+    """Make a verified lease and what came with it durable, in one unit of work.
+
+    `purge` deletes, last of all, what erasures among `envelopes` name.
+    """
     with site.database.unit_of_work() as connection:
         _keep_growth(connection, lease.subject.log_size, text, leaves)
         sequence = connection.execute(
@@ -147,6 +153,7 @@ def keep_lease(
             insert_ignore(connection, mirror_document, row)
         if leaves or envelopes:
             put_state(connection, _DOCUMENTS_TO, str(lease.subject.log_size))
+        purge(connection, site, envelopes)
 
 
 def newest_enrolments(site: Site) -> dict[str, tuple[int, set[str]]]:
@@ -161,6 +168,13 @@ def newest_enrolments(site: Site) -> dict[str, tuple[int, set[str]]]:
             at, digests = newest.get(row.pid, (row.at, set()))
             newest[row.pid] = (row.at, {row.digest} | (digests if at == row.at else set()))
     return newest
+
+
+def is_behind(speakers: Speakers, newest: tuple[int, set[str]] | None) -> bool:
+    """Whether this hospital has enrolled a newer key than the hub has shown it."""
+    if newest is None or speakers.enrolled_at > newest[0]:  # restored from a backup
+        return False
+    return speakers.enrolled_at < newest[0] or newest[1].isdisjoint(speakers.enrolments)
 
 
 def ended_representations(site: Site) -> set[str]:
@@ -230,7 +244,7 @@ def _document_row(envelope: Envelope) -> dict[str, object]:
     subject = envelope.document["credentialSubject"]
     return {
         "log_index": envelope.index,
-        "pid": str(subject["pid"]) if isinstance(subject, dict) else "",
+        "pid": str(subject.get("pid", "")) if isinstance(subject, dict) else "",
         "kind": envelope.kind,
         "digest": envelope.digest,
         "document": jcs(envelope.document).decode(),

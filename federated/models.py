@@ -52,6 +52,17 @@ def check(weights: Mapping[str, NDArray[np.float32]], columns: int) -> Weights:
     return {WEIGHT: vector}
 
 
+def unflatten(numbers: NDArray[np.float64], like: Weights) -> Weights:
+    """One vector as arrays of the shapes of `like`, name after name in their order."""
+    parts: Weights = {}
+    start = 0
+    for name in sorted(like):
+        size = like[name].size
+        parts[name] = numbers[start : start + size].reshape(like[name].shape).astype(np.float32)
+        start += size
+    return parts
+
+
 def to_safetensors(weights: Weights) -> bytes:
     """The one file form of `weights`; equal weights give equal bytes."""
     ordered = {name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}

@@ -26,8 +26,9 @@ from typing import Final, Self
 from coop.client import Client, RemoteError
 from coop.errors import CoopError, Kind, NotFoundError
 from coop.logs import logger
-from federated import desk, emergency, representation, supernode
+from federated import desk, emergency, erasure, representation, supernode
 from federated.cohort import answer_cohort
+from federated.masked_round import MaskedInput, answer_stage
 from federated.mirror import Mirror
 from federated.models import Weights
 from federated.released import released
@@ -116,6 +117,13 @@ class Node:
         self.refuse_if_paused()  # a stop holds back what was under way, too
         return answered
 
+    def answer_stage(self, asked: MaskedInput) -> dict[str, bytes]:
+        """One stage of a masked round, unless the staff stopped the node."""
+        self.refuse_if_paused()
+        answered = answer_stage(self.site, self.mirror, asked, now=clock)
+        self.refuse_if_paused()
+        return answered
+
     # --- loops ----------------------------------------------------------------------------------
 
     def _thread(self, name: str, once: Callable[[], None]) -> None:
@@ -152,6 +160,7 @@ class Node:
     def _desk(self) -> None:
         representation.send(self.site, self.client, now=clock())
         emergency.send(self.site, self.client, now=clock())
+        erasure.send(self.site, self.client, self.mirror, now=clock())
         path = f"/v1/sites/{self.site.name}/enrolments"
         waiting = self.client.get(path, wait=_POLL_S)["redemptions"]
         if waiting:
@@ -208,7 +217,7 @@ class Node:
         executor.serve(
             f"127.0.0.1:{self.runtime_port()}",
             supernode.make_secret(self.flower_folder),
-            client_app.make_app(self.answer),
+            client_app.make_app(self.answer, self.answer_stage),
             frozenset({fab_hash()}),
             self.stop,
         )

@@ -33,6 +33,11 @@ def permitted(lease: HeldLease, pids: Iterable[str], request: Request) -> set[st
     }
 
 
+def shown_by(lease: HeldLease, pids: Iterable[str]) -> dict[str, int]:
+    """Where in the log the newest consent document of each of `pids` stands."""
+    return {pid: lease.standings[pid].log_index for pid in pids}
+
+
 def _price(study: Study, action: Action) -> int:
     """What the study may cost a patient in epsilon, held against her own cap.
 

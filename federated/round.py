@@ -19,6 +19,7 @@ import safetensors.numpy
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from consent.proofs.cohort import arrange, count_commitment
 from coop.canonical import Json, document_digest, jcs, parse_object, sha256
 from coop.documents.envelope import issue, open_document
 from coop.documents.study import MICRO
@@ -29,27 +30,28 @@ from federated.answers import (
     State,
     Stored,
     attempts,
-    cohort_commitment,
-    count_commitment,
     discard,
-    release,
     release_again,
     store,
     stored,
 )
+from federated.answers import release as first_release
 from federated.approval import approved_study
 from federated.evaluation import histogram, noised
+from federated.integer_noise import noised_sum
 from federated.mandate import Mandate, open_order, verify
 from federated.mirror import HeldLease, Mirror
 from federated.models import Weights, predict
 from federated.pace import even_pace
-from federated.permits import consent_request, permitted
+from federated.permits import consent_request, permitted, shown_by
 from federated.records import all_pids, rows_of
 from federated.site import Site
 from federated.usable import Examples, examples
 
 Clock = Callable[[], int]
 
+INTEGERS: Final = "integers"
+"""Name of mode B's stored vector: it never leaves without masks."""
 ATTEMPTS_MAX: Final = 16  # of one round; the reserve of any sane plan ends before
 
 
@@ -58,6 +60,13 @@ class WithdrawnError(CoopError):
 
     code = "round.withdrawn"
     kind = Kind.CONFLICT
+
+
+class MaskedOnlyError(CoopError):
+    """In mode B a training answer leaves only under masks."""
+
+    code = "round.masked-only"
+    kind = Kind.FORBIDDEN
 
 
 class ChangedInputError(ConflictError):
@@ -91,6 +100,23 @@ class RoundAnswer:
     """`{"weight": float32 [d]}`, or `{"histogram": int64 [groups, 2, bins]}` in phase evaluate."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """An answer that passed (6) under a lease still in force: it may leave within it."""
+
+    mandate: Mandate
+    answer: Stored
+    fresh: HeldLease
+    at: int
+
+    @property
+    def body(self) -> bytes:
+        """The stored bytes."""
+        if self.answer.body is None:
+            raise WithdrawnError("round: a consent changed while it was answered; ask again")
+        return self.answer.body
+
+
 def wall_clock() -> int:
     """UTC seconds: the node's edge, where time enters."""
     return int(time.time())
@@ -120,8 +146,23 @@ def answer_round(
         WithdrawnError: (6) found a withdrawal, whether or not of the cohort.
         ChangedInputError: The round was answered for another input.
     """
+    ready = prepare(site, mirror, asked, masked=False, now=now)
+    # (7) Sign and send.
+    return release(site, ready, ready.body)
+
+
+def prepare(
+    site: Site, mirror: Mirror, asked: RoundInput, *, masked: bool, now: Clock = wall_clock
+) -> Ready:
+    """Steps (1) to (6): an answer that may leave now, and has not left yet.
+
+    Raises:
+        MaskedOnlyError: Mode B was asked for the bare answer, or mode A for a masked one.
+    """
     # (1) The chain against this site's own approval and the pinned keys.
-    mandate = _mandate(site, asked, now())
+    mandate = mandate_of(site, asked, now())
+    if mandate.masked is not masked:
+        raise MaskedOnlyError("round: in mode B, and only there, an answer leaves under masks")
     with site.database.reading() as connection:
         answer = _known(connection, mandate)
     if answer is None or answer.state is State.GRANTED:
@@ -136,11 +177,11 @@ def answer_round(
     asked_at = now()
     fresh = mirror.lease(mandate.approved.approval.witnesses)
     _refuse_if_withdrawn(site, mandate, answer, fresh, asked_at)
-    # (7) Sign and send.
-    return _release(site, mandate, answer, fresh, asked_at)
+    return Ready(mandate=mandate, answer=answer, fresh=fresh, at=asked_at)
 
 
-def _mandate(site: Site, asked: RoundInput, at: int) -> Mandate:
+def mandate_of(site: Site, asked: RoundInput, at: int) -> Mandate:
+    """(1): what this site's own approval and the pinned keys say to the request."""
     hub_did = site.trust.hub
     order = open_order(asked.order, hub_did)
     with site.database.reading() as connection:
@@ -187,11 +228,14 @@ def _grant(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> Stored:
             attempt=attempt,
             rho_nano=mandate.rho_nano,
             sigma_micro=mandate.sigma_micro,
+            honest=mandate.order.subject.honest if mandate.masked else 1,
+            places=max(len(lease.standings), 1),
             order_sha256=mandate.order.digest,
             round=mandate.request.subject.round,
         )
         lines = mandate.approved.lines
-        return budget.grant(connection, draw, cohort, lines, permits=permits, now=at)
+        shown = shown_by(lease, permits)
+        return budget.grant(connection, draw, cohort, lines, permits=shown, now=at)
 
 
 def _willing(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> tuple[set[str], set[str]]:
@@ -242,10 +286,20 @@ def _update(mandate: Mandate, rows: Examples) -> dict[str, NDArray[Any]]:
         return {
             "histogram": noised(exact, sigma_micro=mandate.sigma_micro, rho_nano=mandate.rho_nano)
         }
-    from federated.private_training import private_gradient  # noqa: PLC0415  (loads torch)
+    from federated import private_training as dp  # noqa: PLC0415  (loads torch)
 
     clip, sigma = study.recipe.clip_micro / MICRO, mandate.sigma_micro / MICRO
-    return dict(private_gradient(mandate.weights, rows.x, rows.y, clip=clip, sigma=sigma))
+    if not mandate.masked:
+        return dict(dp.private_gradient(mandate.weights, rows.x, rows.y, clip=clip, sigma=sigma))
+    integers = noised_sum(
+        dp.clipped_gradients(mandate.weights, rows.x, rows.y, clip=clip),
+        sum(value.size for value in mandate.weights.values()),
+        clip_micro=study.recipe.clip_micro,
+        sigma_micro=mandate.sigma_micro,
+        honest=mandate.order.subject.honest,
+        rho_nano=mandate.rho_nano,
+    )
+    return {INTEGERS: integers}
 
 
 def _refuse_if_withdrawn(
@@ -271,55 +325,63 @@ def _discard(site: Site, answer: Stored) -> NoReturn:
     raise WithdrawnError("round: a consent changed while it was answered; ask again")
 
 
-def _release(
-    site: Site, mandate: Mandate, answer: Stored, fresh: HeldLease, at: int
-) -> RoundAnswer:
-    """(7): the receipt, kept before it leaves; a repeat of the same request gets the same one."""
+def release(site: Site, ready: Ready, body: bytes) -> RoundAnswer:
+    """(7): the receipt over `body`, kept before it leaves; a repeat of the same gets the same one.
+
+    Args:
+        site: This hospital.
+        ready: What passed (6).
+        body: What leaves: the stored bytes, or the same under masks.
+    """
+    mandate, sent = ready.mandate, sha256(body).hex()
     with site.database.unit_of_work() as connection:
         budget.lock(connection)  # of two repeats at once, one signs and the other reads
-        fresh.check()  # the lock may have taken longer than the lease lasts
-        kept = stored(connection, answer.key)
+        ready.fresh.check()  # the lock may have taken longer than the lease lasts
+        kept = stored(connection, ready.answer.key)
         if kept is None or kept.body is None or kept.state is not State.STORED:
             raise WithdrawnError("round: a consent changed while it was answered; ask again")
-        again = f"receipt:{mandate.request.digest}"
-        receipt = _receipt_of(kept, mandate) or _receipt_of(stored(connection, again), mandate)
+        again = f"receipt:{mandate.request.digest}:{sent}"
+        receipt = _receipt_of(kept, mandate, sent)
+        receipt = receipt or _receipt_of(stored(connection, again), mandate, sent)
         if receipt is None:
             members = budget.cohort_of(connection, kept.debit_sequence)
-            subject = _receipt(site, mandate, kept, members, fresh.digest)
-            receipt = issue(subject, site.key, at)
+            subject = _receipt(ready, site.name, kept, members, sent)
+            receipt = issue(subject, site.key, ready.at)
             text, digest = jcs(receipt).decode(), document_digest(receipt)
             if kept.document is None:
-                release(connection, kept.key, text, digest, at=at)
+                first_release(connection, kept.key, text, digest, at=ready.at)
             else:
-                release_again(connection, kept, again, text, digest, at=at)
-    return RoundAnswer(receipt=receipt, update=dict(safetensors.numpy.load(kept.body)))
+                release_again(connection, kept, again, text, digest, at=ready.at)
+    return RoundAnswer(receipt=receipt, update=dict(safetensors.numpy.load(body)))
 
 
-def _receipt_of(kept: Stored | None, mandate: Mandate) -> dict[str, Json] | None:
+def _receipt_of(kept: Stored | None, mandate: Mandate, sent: str) -> dict[str, Json] | None:
     """The receipt that left before for this very request; the hub may sign a repeat anew."""
     if kept is None or kept.document is None:
         return None
     receipt = parse_object(kept.document)
     subject = open_document(RoundReceipt, receipt, issuers=None).subject
-    return receipt if subject.request_sha256 == mandate.request.digest else None
+    named = (subject.request_sha256, subject.update_sha256)
+    return receipt if named == (mandate.request.digest, sent) else None
 
 
 def _receipt(
-    site: Site, mandate: Mandate, kept: Stored, members: Mapping[str, str], release_lease: str
+    ready: Ready, site: str, kept: Stored, members: Mapping[str, int], sent: str
 ) -> RoundReceipt:
+    mandate, seed = ready.mandate, bytes.fromhex(kept.seed)
     asked = mandate.request.subject
     return RoundReceipt(
-        site=site.name,
+        site=site,
         order_sha256=mandate.order.digest,
         phase=asked.phase,
         round=asked.round,
         request_sha256=mandate.request.digest,
         lease_sha256=kept.lease_sha256,
-        release_lease_sha256=release_lease,
-        cohort_commitment=cohort_commitment(members, kept.salt),
-        count_commitment=count_commitment(kept.salt, len(members)),
+        release_lease_sha256=ready.fresh.digest,
+        cohort_commitment=arrange(members, kept.places, seed).commitment,
+        count_commitment=count_commitment(seed, len(members)),
         debit_sequence=kept.debit_sequence,
         sigma_micro=mandate.sigma_micro,
         clip_micro=mandate.study.recipe.clip_micro,
-        update_sha256=sha256(kept.body or b"").hex(),
+        update_sha256=sent,
     )

@@ -57,6 +57,8 @@ round_checkpoint = sa.Table(
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
 HISTOGRAM: Final = "histogram"
+VECTOR: Final = "masked"
+"""Names of an answer's tensor in an evaluation, and in a masked round."""
 
 
 class RunState(StrEnum):
@@ -115,8 +117,20 @@ class NextRound:
         order = self.order.subject
         return order.training_sigma_micro if self.phase == TRAIN else order.evaluation_sigma_micro
 
+    @property
+    def masked(self) -> bool:
+        """Whether answers come under masks: a training round in mode B."""
+        return self.order.subject.mode == "B" and self.phase == TRAIN
+
+    @property
+    def length(self) -> int:
+        """How many numbers the model has."""
+        return sum(value.size for value in self.weights.values())
+
     def tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of an honest answer, by name."""
+        if self.masked:
+            return {VECTOR: ((self.length,), "uint64")}
         if self.phase == TRAIN:
             return {name: (value.shape, "float32") for name, value in self.weights.items()}
         evaluation = self.study.evaluation

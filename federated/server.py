@@ -7,7 +7,8 @@ checkpoint, and hospitals answer a round they answered before from their stores.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -15,12 +16,15 @@ import sqlalchemy as sa
 
 from coop import members
 from coop.canonical import sha256
+from coop.documents.envelope import Opened
+from coop.documents.training import RoundReceipt, RoundRequest
 from coop.errors import CoopError, InvariantError, Kind
 from coop.logs import logger
-from federated import models
-from federated.collect import ROUND_S, Collector, refusals
+from federated import masked_tables, models
+from federated.collect import ROUND_S, Asking, Collector, refusals
 from federated.flower_run import FlowerRun, open_run
 from federated.gate import Admitted
+from federated.masked_training import MaskedRound
 from federated.rounds import Rounds
 from federated.run_tables import (
     HISTOGRAM,
@@ -42,6 +46,8 @@ _ATTEMPTS_MAX: Final = 3
 _ATTEMPT_PAUSE_S: Final = 3.0
 _BACKOFF_MAX_S: Final = 15.0
 
+Made = tuple[bytes, str, Sequence[Opened[RoundReceipt]]]
+"""The state after a round, the digest its record names, and the receipts of who is in it."""
 WAITING: Final = "training.waiting-for-sites"
 
 
@@ -219,25 +225,67 @@ class Trainer:
         codes: dict[str, str] = {}
         for attempt in range(_ATTEMPTS_MAX):
             self._check_time(asked)
-            collector = Collector(
-                run, asked, request, self._roster(asked), quorum, self._round_s, self._stop
-            )
-            admitted = collector.collect()
+            made, codes = (self._masked if asked.masked else self._plain)(run, asked, request)
             if self._stop.is_set():
                 raise SuperLinkDownError("the hub is stopping")
-            if len(admitted) >= quorum:
-                state, digest = aggregate(asked, admitted)
-                receipts = [admitted[site].receipt for site in sorted(admitted)]
-                self.rounds.conclude(
-                    asked, request, receipts, refusals(collector.refused), state, digest
-                )
-                logger().info("round done", round=asked.round, size=len(admitted))
+            if made is not None:
+                state, digest, receipts = made
+                self.rounds.conclude(asked, request, receipts, refusals(codes), state, digest)
+                if asked.masked:
+                    with self.rounds.database.unit_of_work() as connection:
+                        masked_tables.drop(connection, asked.order.digest, asked.round)
+                logger().info("round done", round=asked.round, size=len(receipts))
                 return
-            codes = collector.refused
             logger().warning("below quorum", round=asked.round, attempt=attempt)
             self._pause(_ATTEMPT_PAUSE_S)
         said = ", ".join(f"{site} {code}" for site, code in sorted(codes.items()))
         raise BelowQuorumError(f"round {asked.round}: fewer than {quorum} answers ({said})")
+
+    def _plain(
+        self, run: FlowerRun, asked: NextRound, request: Opened[RoundRequest]
+    ) -> tuple[Made | None, dict[str, str]]:
+        """One attempt whose answers the hub sees; and who is not in it, by code."""
+        quorum = asked.order.subject.quorum
+        collector = Collector(
+            run,
+            asked,
+            request,
+            self._roster(asked),
+            quorum,
+            seconds=self._round_s,
+            stop=self._stop,
+        )
+        admitted = collector.collect()
+        if len(admitted) < quorum:
+            return None, collector.refused
+        state, digest = aggregate(asked, admitted)
+        receipts = [admitted[site].receipt for site in sorted(admitted)]
+        return (state, digest, receipts), collector.refused
+
+    def _masked(
+        self, run: FlowerRun, asked: NextRound, request: Opened[RoundRequest]
+    ) -> tuple[Made | None, dict[str, str]]:
+        """One attempt of which the hub sees the sum only."""
+        roster = self._roster(asked)
+
+        def online() -> set[str]:
+            present = set(run.presence())
+            return {site for site, node in roster.items() if node in present}
+
+        attempt = MaskedRound(
+            self.rounds,
+            partial(Asking, run, seconds=self._round_s, stop=self._stop),
+            asked,
+            request,
+            roster,
+            online,
+        )
+        summed = attempt.attempt()
+        if summed is None:
+            return None, attempt.refused
+        state = models.to_safetensors(summed.weights)
+        made = state, models.weights_digest(summed.weights), summed.receipts
+        return made, attempt.refused
 
     def _check_time(self, asked: NextRound) -> None:
         if self.rounds.now() >= asked.order.subject.not_after:

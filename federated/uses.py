@@ -6,6 +6,7 @@ public log. What was computed and discarded never left and is not on it; its pri
 stands in her odometer.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,16 +14,26 @@ import sqlalchemy as sa
 
 from consent.chain import ConsentChainError, after_event
 from consent.decide import Standing, State
+from consent.proofs.cohort import member_salt
 from consent.speakers import Speakers
 from coop.canonical import Json, parse_object
-from coop.documents.consent import Consent, StudyUse, Use, UseRequest, UseStatement
+from coop.documents.consent import (
+    Consent,
+    PrivacySpent,
+    StudyUse,
+    Use,
+    UseRequest,
+    UseStatement,
+)
 from coop.documents.emergency import BreakGlass
 from coop.documents.envelope import issue, open_document
-from coop.documents.study import Study
+from coop.documents.study import MICRO, PICO, Study
 from coop.errors import CoopError, Kind, NotFoundError
+from federated.accounting import LIFETIME_DELTA, LIFETIME_EPSILON
 from federated.answers import answer
 from federated.approval import approved
-from federated.budget import debit, debit_bystander, debit_pid
+from federated.budget import debit, debit_bystander, debit_pid, patient_budget
+from federated.cohort_audit import cohort_audit, cohort_audit_pid
 from federated.emergency import emergency
 from federated.mirror_store import mirror_document
 from federated.site import Site, enrolled, patient
@@ -93,9 +104,15 @@ def statement(site: Site, pid: str, now: int) -> dict[str, Any]:
             site=site.name,
             pid=pid,
             uses=sorted(
-                [*uses_of(connection, pid), *_emergencies(connection, pid)], key=lambda use: use.at
+                [
+                    *uses_of(connection, pid),
+                    *_emergencies(connection, pid),
+                    *_audits(connection, pid),
+                ],
+                key=lambda use: use.at,
             ),
             studies=_studies(connection, pid),
+            privacy=_privacy(connection, pid),
             excluded_from=_excluded_from(connection, pid),
         )
     return issue(subject, site.key, now)
@@ -109,7 +126,7 @@ def uses_of(connection: sa.Connection, pid: str) -> list[Use]:
             debit.c.study_id,
             debit.c.version,
             debit.c.round,
-            debit_pid.c.salt,
+            answer.c.seed,
             answer.c.document_sha256,
             answer.c.at,
         )
@@ -124,7 +141,7 @@ def uses_of(connection: sa.Connection, pid: str) -> list[Use]:
             study_id=row.study_id,
             version=row.version,
             document_sha256=row.document_sha256,
-            salt=row.salt,
+            salt=member_salt(bytes.fromhex(row.seed), pid),
             at=row.at,
             round=row.round,
         )
@@ -146,6 +163,36 @@ def _emergencies(connection: sa.Connection, pid: str) -> list[Use]:
             model_id=open_document(
                 BreakGlass, parse_object(row.document), issuers=None
             ).subject.model_id,
+        )
+        for row in rows
+    ]
+
+
+def _audits(connection: sa.Connection, pid: str) -> list[Use]:
+    """Every time an auditor was shown that she took part in a round."""
+    rows = connection.execute(
+        sa.select(
+            debit.c.study_id,
+            debit.c.version,
+            debit.c.round,
+            answer.c.seed,
+            cohort_audit.c.receipt_sha256,
+            cohort_audit.c.at,
+        )
+        .join(answer, answer.c.debit_sequence == debit.c.sequence)
+        .join(cohort_audit, cohort_audit.c.receipt_sha256 == answer.c.document_sha256)
+        .join(cohort_audit_pid, cohort_audit_pid.c.receipt_sha256 == cohort_audit.c.receipt_sha256)
+        .where(cohort_audit_pid.c.pid == pid)
+    )
+    return [
+        Use(
+            what="audit",
+            study_id=row.study_id,
+            version=row.version,
+            document_sha256=row.receipt_sha256,
+            salt=member_salt(bytes.fromhex(row.seed), pid),
+            at=row.at,
+            round=row.round,
         )
         for row in rows
     ]
@@ -199,6 +246,16 @@ def _studies(connection: sa.Connection, pid: str) -> list[StudyUse]:
             )
         )
     return found
+
+
+def _privacy(connection: sa.Connection, pid: str) -> PrivacySpent:
+    spent = patient_budget(connection, pid)
+    return PrivacySpent(
+        epsilon_micro=math.ceil(spent.epsilon * MICRO),
+        alone_epsilon_micro=math.ceil(spent.alone_epsilon * MICRO),
+        delta_pico=round(LIFETIME_DELTA * PICO),
+        limit_epsilon_micro=round(LIFETIME_EPSILON * MICRO),
+    )
 
 
 def _excluded_from(connection: sa.Connection, pid: str) -> int | None:

@@ -43,6 +43,8 @@ class PointRequest:
     headers: dict[str, str] = field(default_factory=dict)
     """With lower-case names."""
     idempotency_key: str | None = None
+    at_least_as_fresh: str | None = None
+    """A token that says how much of the log the answer must know."""
 
 
 class Points:
@@ -81,7 +83,8 @@ class Points:
           (2) a stored answer to this key is returned as it is;
           (3) the body is well-formed for this model;
           (4) the study and the purpose are declared and in scope;
-          (5) the model is not retired, and the registry's checkpoint is at most 60 s old;
+          (5) the model is not retired, and the registry's checkpoint is at most 60 s old and as
+              fresh as was demanded;
           (6) the fee is set aside;
           (7) the model runs;
           (8) in one transaction: the model still answers, the fee is paid, the receipt is signed
@@ -111,7 +114,7 @@ class Points:
             )
             # (5)
             self._models.check_state(connection, request.model_id)
-        view = self._registry.fresh()
+        view = self._registry.fresh(request.at_least_as_fresh)
         fee = pricing.fee_point(model.study, len(question.rows))
         # (6), (7), (8)
         with self._held(request, fee) as charge:
@@ -249,12 +252,14 @@ class AnswerVanishedError(CoopError):
 
 
 def _body_sha256(request: PointRequest) -> str:
-    bound = {
+    bound: dict[str, object] = {
         "model_id": request.model_id,
         "study_id": request.asker.study_id,
         "purpose": request.asker.purpose,
         "body_sha256": sha256(request.body).hex(),
     }
+    if request.at_least_as_fresh is not None:  # an answer under less is not the same answer
+        bound["at_least_as_fresh"] = request.at_least_as_fresh
     return sha256(encode(_REQUEST_TAG, bound)).hex()
 
 

@@ -1,13 +1,15 @@
 """The gateway's routes: point questions, cohort questions, the hospitals' jobs, uses and usage."""
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from consent.freshness import TOKEN_CHARS_MAX
 from coop.canonical import Json
 from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.errors import InvalidInputError, NotFoundError
@@ -55,6 +57,9 @@ _INFER_BODY: Final = {
 StudyHeader = Annotated[str | None, Header(alias="Coop-Study", max_length=64)]
 PurposeHeader = Annotated[str | None, Header(alias="Coop-Purpose", max_length=64)]
 KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", max_length=128)]
+FreshHeader = Annotated[
+    str | None, Header(alias="Coop-At-Least-As-Fresh", max_length=TOKEN_CHARS_MAX)
+]
 # Required, and optional here: `Uses.start` says in words what must be sent.
 UseRequestHeader = Annotated[str | None, Header(alias="Coop-Use-Request")]
 Wait = Annotated[int, Query(ge=0, le=25)]
@@ -86,6 +91,28 @@ class ResultBody(BaseModel):
 
     document: dict[str, Any] | None = None
     refused: str | None = Field(default=None, pattern=_CODE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What a question says of itself, in its headers."""
+
+    study: str | None
+    purpose: str | None
+    key: str | None
+    fresh: str | None
+
+
+def _declared(
+    study: StudyHeader = None,
+    purpose: PurposeHeader = None,
+    key: KeyHeader = None,
+    fresh: FreshHeader = None,
+) -> Declared:
+    return Declared(study=study, purpose=purpose, key=key, fresh=fresh)
+
+
+DeclaredDep = Annotated[Declared, Depends(_declared)]
 
 
 def routes(doors: Doors, gateway: Gateway) -> APIRouter:
@@ -139,25 +166,28 @@ def _protocol(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
         model_id: ModelId,
         request: Request,
         caller: CallerDep,
-        study: StudyHeader = None,
-        purpose: PurposeHeader = None,
-        key: KeyHeader = None,
+        said: DeclaredDep,
     ) -> Response:
-        """Ask a released model about your own rows; charged before it is answered."""
+        """Ask a released model about your own rows; charged before it is answered.
+
+        With the `fresh` of a consent receipt as Coop-At-Least-As-Fresh the answer knows at least
+        what that receipt acknowledged, or there is none (503).
+        """
         asked = PointRequest(
-            asker=_asker(caller, study, purpose),
+            asker=_asker(caller, said.study, said.purpose),
             model_id=model_id,
             body=await request.body(),
             headers=dict(request.headers),
-            idempotency_key=None if key is None else _checked(key),
+            idempotency_key=None if said.key is None else _checked(said.key),
+            at_least_as_fresh=said.fresh,
         )
         stored = await run_in_threadpool(gateway.answer, asked)
-        said = {
+        headers = {
             "Coop-Receipt": stored.receipt_sha256,
             "Coop-Receipt-Nonce": stored.nonce,
             "Coop-Credits-Charged": str(stored.fee_nano),
         }
-        return Response(stored.response, media_type="application/json", headers=said)
+        return Response(stored.response, media_type="application/json", headers=headers)
 
 
 def _questions(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
@@ -176,14 +206,13 @@ def _questions(router: APIRouter, doors: Doors, gateway: Gateway) -> None:
         body: CohortAsk,
         caller: CallerDep,
         response: Response,
-        study: StudyHeader = None,
-        purpose: PurposeHeader = None,
-        key: KeyHeader = None,
+        said: DeclaredDep,
     ) -> dict[str, Any]:
         """Ask the hospitals; a repeat of the Idempotency-Key is the same question."""
-        if key is None:
+        if said.key is None:
             raise MissingKeyError("Idempotency-Key: send one, so that a repeat is not charged")
-        seen = gateway.cohorts.ask(_asker(caller, study, purpose), body, _checked(key))
+        asker = _asker(caller, said.study, said.purpose)
+        seen = gateway.cohorts.ask(asker, body, _checked(said.key), said.fresh)
         response.headers["Location"] = f"/v1/jobs/{seen['id']}"
         response.headers["Retry-After"] = "1"
         return seen

@@ -116,15 +116,18 @@ class Cohorts:
             "count_sd_micro": pricing.sd_count_micro(ask.query, len(admitted.sites)),
         }
 
-    def ask(self, asker: scope.Asker, ask: CohortAsk, key: str) -> dict[str, object]:
+    def ask(
+        self, asker: scope.Asker, ask: CohortAsk, key: str, fresh: str | None = None
+    ) -> dict[str, object]:
         """Queue the question at every approved hospital; a repeat of the key is the same question.
 
         Steps: (1) a question stored under this key is returned; (2) the query is in the grammar,
         the study live, the use in scope, the model not retired; (3) the registry's checkpoint is at
-        most 60 s old; (4) in one transaction: the fee is set aside, the question and its signed
-        jobs are stored.
+        most 60 s old, and holds what the token `fresh` is for; (4) in one transaction: the fee is
+        set aside, the question and its signed jobs are stored.
         """
-        body = sha256(jcs(ask.model_dump(mode="json", exclude_none=True))).hex()
+        asked: dict[str, Json] = ask.model_dump(mode="json", exclude_none=True)
+        body = sha256(jcs(asked | ({} if fresh is None else {"fresh": fresh}))).hex()
         with self._database.reading() as connection:
             # (1)
             known = _under_key(connection, asker.account_id, key)
@@ -132,8 +135,8 @@ class Cohorts:
                 return _same(known, body)
             # (2)
             admitted = self._admit(connection, asker, ask)
-        # (3)
-        self._registry.fresh()
+        # (3) The hospitals' leases come later, out of the same registry: they know as much.
+        self._registry.fresh(fresh)
         # (4)
         now = self._now()
         question_id = f"q{jobs.new_id(now)}"

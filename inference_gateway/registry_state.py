@@ -12,6 +12,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from consent import freshness
 from coop.db import Database
 from coop.errors import UnavailableError
 from coop.journal import note
@@ -71,15 +72,28 @@ class RegistryView:
             self._view = View(checkpoint=text, size=opened.size, at=at)
             return self._view
 
-    def fresh(self) -> View:
-        """A view at most `AGE_MAX_S` old.
+    def fresh(self, at_least_as_fresh: str | None = None) -> View:
+        """A view at most `AGE_MAX_S` old, that holds what a token is for.
+
+        Args:
+            at_least_as_fresh: The `fresh` of a consent receipt (`consent.freshness`).
 
         Raises:
-            RegistryStaleError: There is none, and none can be had now.
+            FreshTokenError: It is no token of this log.
+            BehindError: The registry does not know that much.
+            RegistryStaleError: There is no view, and none can be had now.
         """
+        wanted = 0
+        if at_least_as_fresh is not None:
+            wanted = freshness.size_in(at_least_as_fresh, self._journal.origin)
+        view = self._recent(wanted)
+        freshness.check(view.size, wanted)
+        return view
+
+    def _recent(self, wanted: int) -> View:
         with self._lock:
             view = self._view
-        if view is not None and self._now() - view.at < REFRESH_S:
+        if view is not None and self._now() - view.at < REFRESH_S and view.size >= wanted:
             return view
         try:
             return self.refresh()

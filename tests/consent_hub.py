@@ -22,7 +22,7 @@ from coop.documents.consent import Consent
 from coop.documents.envelope import issue
 from coop.doors import Doors
 from coop.enrolment import redemption
-from coop.hub import log_api
+from coop.hub import erasure_api, log_api
 from coop.journal.store import Journal
 from coop.journal.trust import Trust
 from coop.keys import SigningKey
@@ -106,6 +106,7 @@ class ConsentHub:
         app.include_router(people_api.routes(self.doors, self.registry))
         app.include_router(notice_api.routes(self.doors))
         app.include_router(log_api.witness_routes(self.doors, self.journal))
+        app.include_router(erasure_api.routes(self.doors, self.journal, lambda *_: None))
         return app
 
     def serve(self) -> str:

@@ -33,7 +33,7 @@ from coop.documents.training import ApprovalRef, Order, RoundRequest
 from coop.doors import Doors
 from coop.enrolment import redemption
 from coop.features import columns
-from coop.hub import catalogue_api, emergency_api, log_api, members_api, studies_api
+from coop.hub import catalogue_api, chain_api, emergency_api, log_api, members_api, studies_api
 from coop.hub.folder import HubFolder, LegalMode
 from coop.journal.store import Journal
 from coop.keys import SigningKey
@@ -48,6 +48,7 @@ from federated.join import join
 from federated.mirror import Mirror
 from federated.models import Weights, weights_digest
 from federated.round import RoundInput
+from federated.rounds import Rounds
 from federated.site import Site
 
 ROOT = Path(__file__).parent.parent
@@ -315,6 +316,7 @@ def world(folder: Path, database_url: str = "") -> Iterator[World]:
         consent.people_api.routes(doors, registry),
         catalogue_api.routes(doors, Catalogue(journal, hub.hub_key, now)),
         emergency_api.routes(doors, journal),
+        chain_api.routes(doors, journal, Rounds(database, journal, hub.hub_key, now=now)),
     ):
         app.include_router(router)
     server = uvicorn.Server(

@@ -4,6 +4,7 @@ Few codes, so that rules meet requests; every kind of rule, so that each branch 
 that no machine can obey is among them. Everything follows from the generator's seed.
 """
 
+from dataclasses import replace
 from random import Random  # noqa: TID251  (seeded, for tests)
 
 from consent.decide import Request, Standing, State
@@ -22,7 +23,7 @@ DATES = [0, 100, 200, TIME_MAX]
 
 def some(random: Random, words: list[str], *, most: int = 2) -> list[str]:
     """Up to `most` of the words; often none, which means any."""
-    return random.sample(words, random.choice([0, 0, *range(1, most + 1)]))
+    return random.sample(words, random.choice([0, 0, 0, *range(1, most + 1)]))
 
 
 def ordered(random: Random, values: list[int], whole: float) -> tuple[int, int]:
@@ -37,7 +38,7 @@ def provision(random: Random, depth: int = 3, kind: str | None = None) -> Provis
     """A rule with up to `depth` levels below it."""
     kind = kind or random.choice(["permit", "deny"])
     purposes = some(random, PURPOSES)
-    if kind == "permit" and purposes and random.random() < 0.4:
+    if kind == "permit" and purposes and random.random() < 0.8:
         purposes += some(random, MODIFIERS)
     start, end = ordered(random, TIMES, 0.7)
     data_start, data_end = ordered(random, DATES, 0.8 if kind == "permit" else 1)
@@ -56,23 +57,23 @@ def provision(random: Random, depth: int = 3, kind: str | None = None) -> Provis
     )
 
 
-def policy(random: Random) -> Policy:
-    """A policy; now and then one that is refused as a whole."""
+def policy(random: Random, depth: int = 5) -> Policy:
+    """A policy of up to `depth` levels; now and then one that is refused as a whole."""
     open_root = random.random() < 0.7
     root = (
         Provision(
             type=random.choice(["permit", "deny", "deny"]),
-            children=[provision(random, 2) for _ in range(random.choice([1, 2, 2, 3]))],
+            children=[provision(random, depth - 2) for _ in range(random.choice([1, 2, 2, 3]))],
         )
         if open_root
-        else provision(random)
+        else provision(random, depth - 1)
     )
     if random.random() < 0.02:
         root = Provision(type="deny", children=[root], actions=["sell"])
     return Policy(
         provision=root,
-        epsilon_cap_micro=random.choice([None, None, 5]),
-        min_cohort=random.choice([None, None, 100]),
+        epsilon_cap_micro=random.choice([None, None, None, 5]),
+        min_cohort=random.choice([None, None, None, 100]),
     )
 
 
@@ -82,9 +83,15 @@ def standing(held: Policy | None, state: State = State.ACTIVE) -> Standing:
 
 
 def random_standing(random: Random) -> Standing:
-    """Mostly active."""
-    state = State.ACTIVE if random.random() < 0.95 else random.choice(list(State))
-    return standing(policy(random) if random.random() < 0.98 else None, state)
+    """Mostly active; now and then objected, or given by somebody whose word waits or is over."""
+    state = State.ACTIVE if random.random() < 0.93 else random.choice(list(State))
+    starts_at, ends_at = ordered(random, TIMES, 0.9)
+    return replace(
+        standing(policy(random) if random.random() < 0.98 else None, state),
+        objected=random.random() < 0.03,
+        starts_at=starts_at,
+        ends_at=ends_at,
+    )
 
 
 def request(random: Random) -> Request:
@@ -108,9 +115,9 @@ def request(random: Random) -> Request:
         study_id=random.choice(["heart", "lung", "other", "commercial"]),
         organisation=random.choice(["University", "Company", "Other"]),
         commercial=random.random() < 0.3,
-        at=random.choice([0, NOON - 2, NOON - 1, NOON, NOON + 1, TIME_MAX]),
-        epsilon_micro=random.choice([None, 5, 6]),
-        population=random.choice([None, 99, 100, 100]),
+        at=random.choice([*[NOON] * 6, 0, NOON - 2, NOON - 1, NOON + 1, TIME_MAX]),
+        epsilon_micro=random.choice([None, 5, 5, 6]),
+        population=random.choice([None, 99, *[100] * 6]),
         data_start=data_start,
         data_end=data_end,
     )

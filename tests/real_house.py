@@ -12,6 +12,7 @@ Where the other promises of the issue's list of faults are held, with the real p
 | replayed, NaN, oversized or wrongly signed update | test_gate.py |
 | foreign app bundle: refused, nothing of it runs | test_executor.py |
 | SuperLink killed: restarted, the run resumes | test_faults.py, test_flower_run.py |
+| mode B: a hospital or the hub killed between its stages | test_faults.py, test_masked_round.py |
 | malformed row quarantined with line and reason | test_importers.py |
 | a receipt signed anew with a fresh key | test_verify.py, test_demo.py |
 | a demo folder without its marker | test_demo_stage.py |
@@ -47,12 +48,12 @@ class Faulty:
     versions: int = 0
     facts: dict = field(default_factory=dict)
 
-    def train(self, rounds: int) -> str:
+    def train(self, rounds: int, **recipe: object) -> str:
         """Propose, approve and order a new study version; the order's digest."""
         self.versions += 1
         fields = load_study(learning.study_file())
         fields["version"] = self.versions
-        fields["recipe"] = {**fields["recipe"], "rounds": rounds, "average_last": 2}
+        fields["recipe"] = {**fields["recipe"], "rounds": rounds, "average_last": 2, **recipe}
         learning.propose(self.house, fields)
         learning.approve_everywhere(self.house, fields)
         body = {"study_id": fields["study_id"], "version": self.versions}

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from budget import budget
 from gateway_world import DS, NOON, WEIGHTS, World, onnx_of
 
+from consent import freshness
 from coop import credentials, ledger
 from coop.canonical import document_digest, sha256
 from coop.db import Database
@@ -59,13 +60,20 @@ def body_of(*ages: float, **more: object) -> bytes:
     return orjson.dumps({"inputs": inputs, **more})
 
 
-def ask(world: World, body: bytes | None = None, key: str | None = None, **asker: object):
+def ask(
+    world: World,
+    body: bytes | None = None,
+    key: str | None = None,
+    fresh: str | None = None,
+    **asker: object,
+):
     said = {"account_id": world.account, "key_id": None, "study_id": "heart", "purpose": DS}
     request = PointRequest(
         asker=Asker(**(said | asker)),
         model_id="heart-1",
         body=body_of(63.0) if body is None else body,
         idempotency_key=key,
+        at_least_as_fresh=fresh,
     )
     return world.gateway.answer(request)
 
@@ -199,6 +207,39 @@ def test_an_expired_study_answers_nothing(world: World):
     world.clock.at = world.study.expires
     with pytest.raises(StudyExpiredError):
         ask(world)
+
+
+def log_size(world: World) -> int:
+    with world.database.reading() as connection:
+        return world.journal.size(connection)
+
+
+def test_an_answer_knows_what_was_demanded_of_it_or_there_is_none(world: World):
+    ask(world)  # a view of the log is at hand, and not five seconds old
+    world.release(onnx_of(WEIGHTS), model_id="m2")  # something new is logged
+    newest = log_size(world)
+    stored = ask(world, fresh=freshness.token(world.journal.origin, newest))
+    with world.database.reading() as connection:
+        receipt = world.journal.document(connection, stored.receipt_sha256)
+    said = receipt["credentialSubject"]["checkpoint"]
+    assert note.parse_checkpoint(said).size >= newest
+    paid = spent(world)
+    with pytest.raises(freshness.BehindError):
+        ask(world, fresh=freshness.token(world.journal.origin, log_size(world) + 1))
+    for token in ("x", freshness.token("other.test/log", 1)):
+        with pytest.raises(freshness.FreshTokenError):
+            ask(world, fresh=token)
+    assert spent(world) == paid
+
+
+def test_a_stored_answer_is_not_given_where_a_fresher_one_is_demanded(world: World):
+    first = ask(world, key="k")
+    token = freshness.token(world.journal.origin, log_size(world))
+    with pytest.raises(IdempotencyMismatchError):
+        ask(world, key="k", fresh=token)
+    fresh = ask(world, key="k2", fresh=token)
+    assert fresh.receipt_sha256 != first.receipt_sha256
+    assert ask(world, key="k2", fresh=token) == fresh
 
 
 def test_an_unknown_model_is_not_found_and_a_retired_one_says_so(world: World):
@@ -406,6 +447,8 @@ def test_the_route_answers_with_the_receipt_in_its_headers(world: World):
         ({"Inference-Header-Content-Length": "3"}, body_of(1.0), 400),
         ({"Idempotency-Key": "has space"}, body_of(1.0), 400),
         ({"Idempotency-Key": ""}, body_of(1.0), 400),
+        ({"Coop-At-Least-As-Fresh": "no token"}, body_of(1.0), 400),
+        ({"Coop-At-Least-As-Fresh": freshness.token("test.example/log", 10**6)}, body_of(1.0), 503),
         ({"Coop-Purpose": "DUO:0000042"}, body_of(1.0), 403),
         ({}, b"[" * 100_000, 400),
         ({}, body_of(*[1.0] * 10_001), 413),

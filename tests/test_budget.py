@@ -32,6 +32,7 @@ from federated.budget import (
 )
 
 PIDS = [letter * 26 for letter in "abcdef"]
+HEADS = {pid: index for index, pid in enumerate(PIDS)}
 WIDE = 10**12
 
 
@@ -55,6 +56,7 @@ def draw(key="round:o:train:1:1", rho=1000, phase="train"):
         attempt=1,
         rho_nano=rho,
         sigma_micro=5_000_000,
+        places=8,
         order_sha256="3" * 64,
         round=1,
     )
@@ -64,7 +66,8 @@ def debited(database, asked, pids=PIDS, plan=None):
     with database.unit_of_work() as connection:
         lock(connection)
         payers = afford(connection, pids, asked.rho_nano)
-        return grant(connection, asked, payers, plan or lines(), permits=pids, now=1)
+        permits = {pid: index for index, pid in enumerate(sorted(pids))}
+        return grant(connection, asked, payers, plan or lines(), permits=permits, now=1)
 
 
 def test_everybodys_charge_is_the_rest_of_the_lines_and_is_made_once(database: Database):
@@ -100,7 +103,7 @@ def test_the_lifetime_cap_is_that_of_epsilon_ten_at_one_in_a_million():
 
 def test_debit_and_granted_row_are_one_transaction(database: Database):
     with pytest.raises(ZeroDivisionError), database.unit_of_work() as connection:  # noqa: PT012
-        grant(connection, draw(), set(PIDS), lines(), permits=PIDS, now=1)
+        grant(connection, draw(), set(PIDS), lines(), permits=HEADS, now=1)
         _ = 1 // 0
     with database.reading() as connection:
         for table in (debit, debit_pid, answer):
@@ -122,7 +125,7 @@ def test_who_cannot_pay_leaves_the_cohort_before_anything_is_drawn(database: Dat
         assert afford(connection, PIDS, 10) == set(PIDS)  # the cap itself is still within
         assert afford(connection, PIDS, 11) == set(PIDS[2:])
     with pytest.raises(InvariantError), database.unit_of_work() as connection:
-        grant(connection, draw("b:1", 11), set(PIDS), lines(), permits=PIDS, now=1)
+        grant(connection, draw("b:1", 11), set(PIDS), lines(), permits=HEADS, now=1)
 
 
 def test_who_permitted_and_cannot_pay_is_kept_beside_the_cohort(database: Database):
@@ -168,6 +171,20 @@ def test_a_line_ends_where_the_plan_says_then_the_reserve_pays_then_nobody(datab
 def test_cohort_questions_never_touch_the_reserve(database: Database):
     with pytest.raises(BudgetExhaustedError):
         debited(database, draw("c:1", phase="cohort"), plan=lines(cohort=999))
+
+
+def test_nobody_is_debited_whose_consent_nothing_shows(database: Database):
+    with pytest.raises(InvariantError, match="consent"), database.unit_of_work() as connection:
+        grant(connection, draw(), set(PIDS), lines(), permits={PIDS[0]: 3}, now=1)
+
+
+def test_what_a_receipt_commits_to_is_durable_with_the_debit(database: Database):
+    granted = debited(database, draw(), PIDS[:2])
+    with database.reading() as connection:
+        kept = stored(connection, granted.key)
+        assert cohort_of(connection, granted.debit_sequence) == {PIDS[0]: 0, PIDS[1]: 1}
+    assert (kept.places, len(kept.seed)) == (8, 64)
+    assert kept.seed != debited(database, draw("b:1")).seed
 
 
 def test_an_empty_cohort_is_debited_to_the_study_like_any_other(database: Database):

@@ -107,7 +107,7 @@ def asked(tmp_path, monkeypatch):
 def play(asked, seconds: float = 5.0, **script):
     world, round_, request = asked
     link = ScriptedLink(world, {NODES[site]: list(acts) for site, acts in script.items()})
-    collector = Collector(link, round_, request, NODES, 2, seconds)
+    collector = Collector(link, round_, request, NODES, 2, seconds=seconds)
     start = time.monotonic()
     admitted = collector.collect()
     return admitted, collector.refused, link, time.monotonic() - start

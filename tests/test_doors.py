@@ -75,6 +75,11 @@ FOREIGN: dict[str, tuple[str, object, tuple[str, ...]]] = {
         {"document": {}},
         ("budapest",),
     ),
+    "POST /v1/sites/{site}/erasures": (
+        "/v1/sites/cleveland/erasures",
+        {"document": {}, "pid": PID},
+        ("budapest",),
+    ),
     "GET /v1/consents/{pid}": (
         f"/v1/consents/{PID}",
         None,

@@ -183,7 +183,9 @@ def test_a_refusal_leaves_as_its_code_alone(supernode):
 
 
 def test_a_message_without_order_request_and_weights_is_refused(supernode):
-    reply = run_one(supernode, make_app(lambda _: None), {fab_hash()}, content={"order": b"{}"})
+    reply = run_one(
+        supernode, make_app(lambda _: None, lambda _: {}), {fab_hash()}, content={"order": b"{}"}
+    )
     assert reply.error.reason == "round.malformed-message"
 
 

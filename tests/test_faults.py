@@ -4,8 +4,10 @@ import secrets
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import orjson
 import pytest
+import safetensors.numpy
 import sqlalchemy as sa
 from budget import budget
 from real_house import Faulty, accepted, open_faulty
@@ -17,6 +19,7 @@ from coop.features import columns
 from coop.journal.store import signed_document
 from federated.answers import answer as answer_table
 from federated.budget import cohort_of, debit, debit_pid
+from federated.integer_noise import to_numbers
 from federated.models import from_safetensors, initial, to_safetensors
 from federated.run_tables import round_checkpoint
 from federated.step import apply_round
@@ -34,8 +37,12 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
         opened.house.close()
 
 
-def test_a_hospital_killed_in_a_round_is_done_without_and_rejoins(faulty: Faulty):
-    order = faulty.train(rounds=8)
+MODE_B = {"mode": "B", "honest": 3}
+
+
+@pytest.mark.parametrize("recipe", budget([MODE_B], [{}, MODE_B]), ids=str)
+def test_a_hospital_killed_in_a_round_is_done_without_and_rejoins(faulty: Faulty, recipe: dict):
+    order = faulty.train(rounds=8, **recipe)
     faulty.await_round(order, 2)
     faulty.kill_node("zurich")
     run = faulty.finish(order)
@@ -45,7 +52,8 @@ def test_a_hospital_killed_in_a_round_is_done_without_and_rejoins(faulty: Faulty
     assert all(len(sites) >= QUORUM for sites in took)
     assert "zurich" not in took[-1]
     faulty.start_node("zurich")
-    again = faulty.train(rounds=2)
+    _model_is_the_sum_of_what_the_hospitals_stored(faulty, order, run)
+    again = faulty.train(rounds=2, **recipe)
     after = faulty.finish(again)
     assert after["state"] == "finished"
     assert "zurich" in accepted(after)[-1]
@@ -54,10 +62,11 @@ def test_a_hospital_killed_in_a_round_is_done_without_and_rejoins(faulty: Faulty
     assert faulty.debits("zurich", again) == [1, 2, 3]
 
 
-def test_a_hub_killed_in_a_round_resumes_and_nothing_is_debited_twice(faulty: Faulty):
+@pytest.mark.parametrize("recipe", budget([{}], [{}, MODE_B]), ids=str)
+def test_a_hub_killed_in_a_round_resumes_and_nothing_is_debited_twice(faulty: Faulty, recipe: dict):
     kills = budget(1, 10)
     rounds = kills + 5
-    order = faulty.train(rounds=rounds)
+    order = faulty.train(rounds=rounds, **recipe)
     for kill in range(kills):
         faulty.await_round(order, kill + 1)
         # Anywhere in the next round: asked, answered, summed or recorded.
@@ -201,7 +210,14 @@ def _model_is_the_sum_of_what_the_hospitals_stored(faulty: Faulty, order: str, r
                         answer_table.c.state == "stored",
                     )
                 ).scalar_one()
-            updates[name] = from_safetensors(bytes(body), size)
+            if study.recipe.mode == "A":
+                updates[name] = from_safetensors(bytes(body), size)
+            else:
+                updates[name] = safetensors.numpy.load(bytes(body))["integers"]
+        if study.recipe.mode == "B":
+            total = np.sum(list(updates.values()), axis=0, dtype=np.int64)
+            numbers = to_numbers(total.view(np.uint64)).astype(np.float32)
+            updates = {"sum": {"weight": numbers}}
         weights = apply_round(weights, updates, study.recipe)
         assert to_safetensors(weights) == state, f"round {number}"
     for site in sites.values():

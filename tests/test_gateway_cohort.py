@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from gateway_world import DS, NOON, SITES, World, study_of
 
+from consent import freshness
 from coop import ledger, members
 from coop.canonical import document_digest, jcs
 from coop.db import Database
@@ -443,7 +444,14 @@ def test_the_whole_question_over_http(world: World):
         assert client.post("/v1/jobs:estimate", json=body).json()["fee_nano"] == NANO
         refused = client.post("/v1/jobs", json=body)
         assert (refused.status_code, refused.json()["code"]) == (400, "gateway.idempotency-key")
+        beyond = freshness.token(world.journal.origin, 10**6)
+        demanding = {"Idempotency-Key": "k", "Coop-At-Least-As-Fresh": beyond}
+        behind = client.post("/v1/jobs", json=body, headers=demanding)
+        assert (behind.status_code, behind.json()["code"]) == (503, "consent.behind")
+        assert world.balance().held == 0
         accepted = client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"})
+        mismatched = client.post("/v1/jobs", json=body, headers=demanding)
+        assert mismatched.json()["code"] == "gateway.idempotency-mismatch"
         assert accepted.status_code == 202
         job = accepted.headers["Location"]
         assert client.get(f"{job}/result").status_code == 409

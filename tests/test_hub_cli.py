@@ -244,6 +244,7 @@ def test_a_patient_enrols_decides_withdraws_and_sees_it_all_verified(town: Town)
         withdrawn = town.good("patient", "withdraw", *key)
         assert withdrawn["event"] == "revoke"
         assert withdrawn["effective_by"] <= now() + 60
+        assert withdrawn["fresh"]
 
         assert town.good("patient", "object", *key)["event"] == "object"
         assert town.good("patient", "object", *key)["event"] is None
@@ -260,6 +261,11 @@ def test_a_patient_enrols_decides_withdraws_and_sees_it_all_verified(town: Town)
         assert (out / "consent-0001.kantara.json").exists()
         checked = town.good("verify", "consent", seen[2]["file"])
         assert checked["ok"]
+        halves = town.good("patient", "hide", seen[2]["file"])
+        shown = town.good("verify", "consent", halves["hidden"])
+        assert (shown["kind"], shown["index"]) == ("hidden-receipt", checked["index"])
+        opened = town.good("verify", "consent", halves["hidden"], "--opening", halves["opening"])
+        assert opened["says"]["event"] == "revoke"
 
         said = town.good("patient", "statement", *key)
         assert said["verified"]

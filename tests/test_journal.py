@@ -159,23 +159,31 @@ def test_an_erased_document_is_gone_and_the_tree_stands(world: World):
     world.record(KIND, consent_receipt(1))
     with world.database.unit_of_work() as connection:
         before = world.journal.root(connection, 2)
-        world.journal.erase(connection, digest)
+        assert world.journal.erase(connection, {digest}) == 1
     with world.database.reading() as connection:
         with pytest.raises(NotLoggedError):
             world.journal.document(connection, digest)
         row = connection.execute(
-            sa.select(signed_document).where(signed_document.c.digest == digest)
+            sa.select(signed_document).where(signed_document.c.log_index == 0)
         ).one()
-        assert (row.body, row.salt) == (None, None)
+        assert tuple(row) == ("erased-0", KIND, None, None, 0, 0)
         assert world.journal.root(connection, 2) == before
         found = audit(connection, world.journal)
-        assert (found.entries, found.documents) == (2, 1)
+        assert (found.entries, found.documents, found.erased) == (2, 1, 1)
         assert len(world.journal.documents_of_kind(connection, KIND)) == 1
     with world.database.unit_of_work() as connection:
-        with pytest.raises(NotLoggedError):
-            world.journal.erase(connection, digest)
-        with pytest.raises(LoggedOtherwiseError):
-            world.journal.record(connection, KIND, consent_receipt(0))
+        assert world.journal.erase(connection, {digest, "0" * 64}) == 0
+
+
+def test_a_document_that_is_only_missing_was_not_erased(world: World):
+    world.record(KIND, consent_receipt(0))
+    with world.database.unit_of_work() as connection:
+        connection.execute(signed_document.update().values(body=None))
+        with pytest.raises(InvariantError, match="half erased"):
+            audit(connection, world.journal)
+        connection.execute(signed_document.delete())
+        with pytest.raises(InvariantError, match="neither"):
+            audit(connection, world.journal)
 
 
 def test_the_log_grows_provably(world: World):

@@ -260,6 +260,8 @@ def test_a_history_is_a_file_that_verifies_offline(hub):
     for entry in events:
         report = verify_consent(entry["proof"], hub.trust)
         assert report.facts["index"] == entry["log_index"]
+    pages = [hub.registry.history(person.pid, after=after, limit=1) for after in (0, 1, 2)]
+    assert [[e["sequence"] for e in page] for page in pages] == [[1], [2], []]
 
 
 def test_sixty_four_writers_of_one_chain_at_once_lose_nothing(hub):
@@ -645,6 +647,13 @@ def test_somebody_elses_record_looks_absent(web):
     assert client.get(f"/v1/consents/{person.pid}").status_code == 401
     assert client.post(f"/v1/consents/{person.pid}/suspend", headers=zurich).status_code == 200
     assert client.post(f"/v1/consents/{person.pid}/revoke", headers=ada).status_code == 200
+    listed, after = [], 0
+    while after is not None:
+        page = f"/v1/consents/{person.pid}/history?limit=1&after={after}"
+        answer = client.get(page, headers=ada).json()
+        listed += [event["event"] for event in answer["events"]]
+        after = answer["next"]
+    assert listed == ["grant", "suspend", "revoke"]
 
 
 def test_a_patients_own_key_opens_her_own_record_only(web):

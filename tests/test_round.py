@@ -17,6 +17,7 @@ from coop_world import digest as digest_of
 
 from consent.duo import Asserted, Reading
 from consent.policy import preset
+from consent.proofs.cohort import arrange, count_commitment
 from coop import members, studies
 from coop.canonical import sha256
 from coop.client import Client
@@ -25,7 +26,7 @@ from coop.documents.training import ApprovalRef, RoundReceipt
 from coop.errors import CoopError
 from coop.keys import BadSignatureError, SigningKey
 from federated import round as rounds
-from federated.answers import State, answer, cohort_commitment, count_commitment
+from federated.answers import State, answer
 from federated.approval import NotApprovedError, approved, revoke
 from federated.budget import BudgetExhaustedError, cohort_of, debit, patient_budget, site_spend
 from federated.mandate import (
@@ -112,11 +113,12 @@ def test_the_receipt_says_nothing_exact_and_its_commitments_open(coop, run):
     members = members_of(run, given.receipt)
     assert 0 < len(members) < len(coop.patients)
     with coop.site.database.reading() as connection:
-        salt = connection.scalar(
-            sa.select(answer.c.salt).where(answer.c.debit_sequence == subject["debit_sequence"])
-        )
-    assert subject["cohort_commitment"] == cohort_commitment(members, salt)
-    assert subject["count_commitment"] == count_commitment(salt, len(members))
+        kept = connection.execute(
+            sa.select(answer).where(answer.c.debit_sequence == subject["debit_sequence"])
+        ).one()
+    seed = bytes.fromhex(kept.seed)
+    assert subject["cohort_commitment"] == arrange(members, kept.places, seed).commitment
+    assert subject["count_commitment"] == count_commitment(seed, len(members))
     assert len(members) not in subject.values()
     assert not any(pid in str(given.receipt) for pid in members)
 
@@ -606,7 +608,7 @@ def test_a_crash_between_storing_and_sending_sends_the_stored_bytes(run, monkeyp
 
     asked = run.input()
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "_release", cut)
+        patch.setattr(rounds, "release", cut)
         with pytest.raises(PowerCutError):
             answered(run, asked)
     with run.world.site.database.reading() as connection:

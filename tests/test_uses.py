@@ -6,12 +6,14 @@ import pytest
 from coop_world import HOSPITAL, now, world
 from coop_world import digest as digest_of
 
+from consent.proofs.cohort import Leaf, arrange
 from coop.documents.consent import UseRequest, UseStatement
 from coop.documents.envelope import WrongDocumentError, issue, open_document
 from coop.documents.serving import CohortJob, CohortQuery
 from coop.errors import NotFoundError
+from coop.journal.merkle import verify_inclusion
 from coop.keys import BadSignatureError, SigningKey
-from federated.answers import cohort_commitment, of_debit
+from federated.answers import of_debit
 from federated.budget import cohort_of
 from federated.cohort import answer_cohort
 from federated.node import Node
@@ -85,12 +87,14 @@ def test_her_salt_opens_her_leaf_of_the_published_commitment(coop):
     (use,) = [u for u in uses(coop, patient.pid).uses if u.study_id == "uses-salt"]
     sequence = receipt["credentialSubject"]["debit_sequence"]
     with coop.site.database.reading() as connection:
-        salts = cohort_of(connection, sequence)
+        members = cohort_of(connection, sequence)
         (kept,) = of_debit(connection, sequence)
-    assert salts[patient.pid] == use.salt
-    root = receipt["credentialSubject"]["cohort_commitment"]
-    assert cohort_commitment({**salts, patient.pid: use.salt}, kept.salt) == root
-    assert cohort_commitment({**salts, patient.pid: "0" * 64}, kept.salt) != root
+    made = arrange(members, kept.places, bytes.fromhex(kept.seed))
+    assert made.commitment == receipt["credentialSubject"]["cohort_commitment"]
+    hers = Leaf(salt=use.salt, pid=patient.pid, consent=members[patient.pid])
+    place = made.leaves.index(hers)
+    proof = made.tree.inclusion(place)
+    verify_inclusion(hers.hashed(), place, kept.places, proof, made.tree.root())
 
 
 def test_what_was_discarded_never_left_and_is_not_listed(coop):

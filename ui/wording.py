@@ -192,6 +192,7 @@ EVENTS: Final = {
 }
 
 USES: Final = {
+    "audit": "shown to an auditor, who checks that whoever took part had allowed it",
     "emergency": "scored for your treatment, without asking you",
     "training round": "learned from your record",
     "evaluation": "tested a model on your record",

@@ -1,4 +1,4 @@
-"""What a hospital's desk signs: represent, capture, propose, deceased, void, emergency, review.
+"""What a hospital's desk signs: who represents whom, paper forms, erasures, emergencies.
 
 These belong to the group in `coop.cli.hospital`, which is loaded through this module.
 """
@@ -12,7 +12,7 @@ import typer
 
 from coop.cli.hospital import HERE, Json, State, _hub, _open, app
 from coop.cli.output import day, show
-from coop.errors import InvalidInputError
+from coop.errors import CoopError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,6 +177,36 @@ def void(
         return {"correction": custody.correction(site, reason, registrar, second)}
 
     _as_hospital(record_key, "void", parts, state, as_json=as_json)
+
+
+@app.command()
+def erase(
+    record: Annotated[str, typer.Argument(help="The patient's record number, or her pid.")],
+    reason: Annotated[str, typer.Option(help="Why, as she asked; stays at this hospital.")],
+    registrar: Annotated[str, typer.Option(help="Your name; only a digest leaves this house.")],
+    second: Annotated[str, typer.Option(help="Who else has seen it: another person.")],
+    state: State = HERE,
+    as_json: Json = False,
+) -> None:
+    """Erase all the cooperative holds of a patient, at the hub and here; she is out for good.
+
+    Proofs of others stay. Let her claim her credits and take her list of uses first.
+    """
+    from federated import erasure
+    from federated.mirror import Mirror
+
+    site, now = _open(state), int(time.time())
+    begun = erasure.begin(site, record, reason, (registrar, second), now=now)
+    text, waits = "erased, here and at the hub; no enrolment or import brings it back", None
+    try:
+        with _hub(site) as hub:
+            erasure.send(site, hub, Mirror(site, hub), now=now)
+    except CoopError as error:
+        waits = error.code
+        text = f"denied here from now on, not erased yet ({waits}); the running node goes on"
+    site.close()
+    show({**begun, "erased": waits is None, "waits": waits}, as_json, text)
+    raise typer.Exit(0 if waits is None else 1)
 
 
 @app.command("emergency")

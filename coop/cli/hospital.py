@@ -341,13 +341,26 @@ def restore(
         settled = str(error)
     else:
         settled = "whatever was approved since then is charged for, too"
+    erased = _erased_again(site)
     facts = after_restore.facts(site)
     site.close()
     text = (
         f"{report['files']} files in {state}\n{ended} approvals ended; every patient is charged "
-        f"{facts['charged_rho']} rho for what they may have spent since\n{settled}"
+        f"{facts['charged_rho']} rho for what they may have spent since\n{settled}\n{erased}"
     )
     show({**report, "approvals_ended": ended, **facts}, as_json, text)
+
+
+def _erased_again(site: "Site") -> str:
+    """Erase what was erased after the backup: the log says which; no record is used before that."""
+    from federated.mirror import Mirror
+
+    try:
+        with _hub(site) as hub:
+            Mirror(site, hub).sync()
+    except CoopError as error:
+        return f"what was erased since then is erased again with the first lease ({error.code})"
+    return "whatever was erased since then is erased again"
 
 
 def _open(state: Path) -> "Site":

@@ -1,6 +1,7 @@
 """One way for commands to answer: a JSON document for programs, or text for people."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
 
@@ -57,3 +58,19 @@ def _said(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def privacy_spent(statement: Mapping[str, Any]) -> list[str]:
+    """The odometer in a statement of uses, in words."""
+    spent = statement.get("privacy")
+    if spent is None:
+        return []
+    micro = 1_000_000
+    line = (
+        f"privacy used here: epsilon {spent['epsilon_micro'] / micro:.3f} of at most "
+        f"{spent['limit_epsilon_micro'] / micro:g} in a lifetime"
+    )
+    alone = spent["alone_epsilon_micro"]
+    if alone > spent["epsilon_micro"]:
+        line += f" ({alone / micro:.3f} if no other hospital's noise counted)"
+    return [line]

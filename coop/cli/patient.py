@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from coop.cli.output import day, micro, show
+from coop.cli.output import day, micro, privacy_spent, show
 from coop.errors import CoopError, Kind
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def receipts(
     pinned = _trusted(trust)
     with _client(_key(key)) as client:
         pid = _pid(client)
-        events = client.get(f"/v1/consents/{pid}/history")["events"]
+        events = list(client.pages(f"/v1/consents/{pid}/history", "events"))
         standing = client.get(f"/v1/consents/{pid}")
     others = exports(form, events, standing, jurisdiction, int(time.time())) if form else None
     for event in events:
@@ -225,6 +225,7 @@ def statement(key: KeyFile = HERE, trust: TrustFile = None, as_json: AsJson = Fa
         f"times, kept out by your choice {study['refused']} times"
         for study in said.get("studies", [])
     ]
+    lines += privacy_spent(said)
     until = said.get("excluded_from")
     lines.append(f"withdrawn since {day(until)}" if until else "not withdrawn")
     lines.append(f"signed by {said['site']}" if pinned else "signatures: NOT VERIFIED")
@@ -254,6 +255,7 @@ def _decide(
         "pid": pid,
         "event": document["credentialSubject"]["event"],
         "effective_by": result["effective_by"],
+        "fresh": result["fresh"],
         "receipt": result["receipt"],
         **_checked(result["receipt"], document, pinned),
     }

@@ -12,14 +12,22 @@ from typing import Annotated, Final
 
 import typer
 
-from coop.canonical import Json, parse_object
+from coop.canonical import Json
 from coop.cli.output import show
 from coop.errors import CoopError, InvalidInputError
+from coop.journal.receipts import foreign_form
 from coop.verify import (
+    HIDDEN,
     NoTrustFileError,
     Report,
     Trust,
+    checkpoint_in,
+    read_file,
+    verify_cohort,
     verify_consent,
+    verify_entry,
+    verify_growth,
+    verify_hidden,
     verify_log,
     verify_passport,
     verify_receipt,
@@ -44,21 +52,87 @@ _Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
 
 @app.command()
-def receipt(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> None:
-    """Verify any receipt bundle: logged, signed, and by whoever may say this."""
-    _show(lambda: verify_receipt(_read(file), _trusted(trust)), as_json)
+def receipt(
+    file: _File,
+    tlog_proof: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            help="Write the C2SP .tlog-proof here and its leaf to OUT.leaf, for foreign tools.",
+        ),
+    ] = None,
+    trust: _TrustFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Verify any receipt bundle: logged, signed, and by whoever may say this.
+
+    Of a `.tlog-proof`, whose leaf lies beside it in FILE.leaf: that it is logged.
+    """
+
+    def verified() -> Report:
+        keys, data = _trusted(trust), _bytes(file)
+        if data.startswith(b"c2sp.org/tlog-proof@"):
+            return verify_entry(data, _bytes(file.with_name(f"{file.name}.leaf")), keys)
+        bundle = _read(file)
+        report = verify_receipt(bundle, keys)
+        if tlog_proof is not None:
+            leaf, proof = foreign_form(bundle)
+            tlog_proof.write_bytes(proof)
+            tlog_proof.with_name(f"{tlog_proof.name}.leaf").write_bytes(leaf)
+        return report
+
+    _show(verified, as_json)
 
 
 @app.command()
-def consent(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> None:
-    """Verify a consent and the registry's receipt for it."""
-    _show(lambda: verify_consent(_read(file), _trusted(trust)), as_json)
+def consent(
+    file: _File,
+    opening: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="What opens a hidden receipt."
+        ),
+    ] = None,
+    trust: _TrustFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Verify a consent and the registry's receipt for it, or a hidden receipt of one."""
+
+    def verified() -> Report:
+        given = _read(file)
+        if opening is not None or given.get("kind") == HIDDEN:
+            opened = None if opening is None else _read(opening)
+            return verify_hidden(given, _trusted(trust), opened)
+        return verify_consent(given, _trusted(trust))
+
+    _show(verified, as_json)
 
 
 @app.command()
-def log(file: _File, trust: _TrustFile = None, as_json: _Json = False) -> None:
-    """Verify a whole exported log: every leaf, the root, the signatures."""
-    _show(lambda: verify_log(_read(file), _trusted(trust)), as_json)
+def log(
+    file: _File,
+    older: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="OLD",
+            exists=True,
+            dir_okay=False,
+            help="An older checkpoint, .tlog-proof, receipt or log: nothing before it changed.",
+        ),
+    ] = None,
+    trust: _TrustFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Verify a whole exported log: every leaf, the root, the signatures; with --from, its past."""
+
+    def verified() -> Report:
+        export, keys = _read(file), _trusted(trust)
+        if older is None:
+            return verify_log(export, keys)
+        return verify_growth(export, checkpoint_in(_bytes(older), _FILE_BYTES_MAX), keys)
+
+    _show(verified, as_json)
 
 
 @app.command()
@@ -107,6 +181,34 @@ def withheld(
     _show(lambda: verify_withheld(_read(receipt), _read(evidence), _trusted(trust)), as_json)
 
 
+@app.command()
+def cohort(
+    file: _File,
+    openings: Annotated[
+        int, typer.Option(metavar="K", min=1, help="How many members you asked for.")
+    ] = 300,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NOTE",
+            exists=True,
+            dir_okay=False,
+            help="The checkpoint you chose and gave the hospital.",
+        ),
+    ] = None,
+    trust: _TrustFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Verify what a hospital opened of a round's cohort: whoever was named had permitted it."""
+
+    def verified() -> Report:
+        keys = _trusted(trust)
+        chosen = None if checkpoint is None else checkpoint_in(_bytes(checkpoint), _FILE_BYTES_MAX)
+        return verify_cohort(_read(file), keys, members=openings, checkpoint=chosen)
+
+    _show(verified, as_json)
+
+
 def _trusted(path: Path | None) -> Trust:
     if path is None:
         from coop.settings import Settings
@@ -118,9 +220,13 @@ def _trusted(path: Path | None) -> Trust:
 
 
 def _read(file: Path) -> dict[str, Json]:
+    return read_file(_bytes(file), _FILE_BYTES_MAX)
+
+
+def _bytes(file: Path) -> bytes:
     if file.stat().st_size > _FILE_BYTES_MAX:
         raise InvalidInputError(f"{file.name}: larger than {_FILE_BYTES_MAX} bytes")
-    return parse_object(file.read_bytes(), bytes_max=_FILE_BYTES_MAX)
+    return file.read_bytes()
 
 
 def _beside(file: Path) -> Mapping[str, bytes]:

@@ -130,11 +130,12 @@ class ConsentReceipt(Subject):
 class Use(Part):
     """One use of one record."""
 
-    what: Literal["training round", "evaluation", "cohort answer", "emergency"]
+    what: Literal["training round", "evaluation", "cohort answer", "emergency", "audit"]
     study_id: str
     version: int
     document_sha256: str = Sha256
-    """The round receipt, cohort answer or break-glass that used it."""
+    """The round receipt, cohort answer or break-glass that used it; the receipt of a round whose
+    audit showed an auditor that she took part, and what she had signed."""
     salt: str
     at: int
     round: int | None = None
@@ -169,6 +170,18 @@ class UseRequest(Subject):
     pid: str = Pid
 
 
+class PrivacySpent(Part):
+    """What all uses of one record cost her in privacy at this hospital, composed exactly."""
+
+    epsilon_micro: int
+    """What her lifetime limit is held against."""
+    alone_epsilon_micro: int
+    """The same if no other hospital's noise counted: larger where studies trained in mode B."""
+    delta_pico: int
+    limit_epsilon_micro: int
+    """Before it her record is left out, for good."""
+
+
 class UseStatement(Subject):
     """A hospital's signed list of what used one patient's record."""
 
@@ -180,8 +193,11 @@ class UseStatement(Subject):
     uses: list[Use]
     studies: list[StudyUse] = Field(default_factory=list)
     """Every study that drew on this hospital's records since hers was enrolled, newest first."""
+    privacy: PrivacySpent | None = None
+    """For her eyes: the hospital and she alone may know it."""
     excluded_from: int | None = None
-    """UTC seconds since when she permits nothing; nothing later may appear in `uses`."""
+    """UTC seconds since when she permits nothing; nothing later may appear in `uses`, but an
+    emergency, and an audit of what was done before."""
 
 
 def use_request_header(signed: Mapping[str, Json]) -> dict[str, str]:

@@ -26,6 +26,8 @@ class MaskKeys(Subject):
     order_sha256: str = Sha256
     setup: int = Field(ge=1)
     """Counts the set-ups of this order; keys are never used in two."""
+    fresh: bool
+    """The first of the rounds is drawn anew, whatever left of it before: it pays once more."""
     site: str = Name
     seal_key: str = PublicKey
     """Shares for this hospital are sealed to it."""

@@ -16,7 +16,7 @@ class Quarantine(Subject):
     site: str = Name
     log_index: int = Field(ge=0)
     document_kind: Literal[
-        "consent", "enrolment", "key-event", "representation", "representation-end"
+        "consent", "enrolment", "key-event", "representation", "representation-end", "erasure"
     ]
     document_sha256: str = Sha256
     """What the log commits to at this index."""

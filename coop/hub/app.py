@@ -31,6 +31,7 @@ from coop.hub import (
     catalogue_api,
     chain_api,
     emergency_api,
+    erasure_api,
     failures,
     health_api,
     ledger_api,
@@ -43,8 +44,10 @@ from coop.hub import (
 )
 from coop.hub.folder import HubFolder
 from coop.hub.limits import Limits
+from coop.hub.outside import Outside
 from coop.hub.release import Releases, stop_earning
 from coop.journal.store import Journal
+from coop.journal.witness import witnesses_of
 from coop.logs import logger
 from coop.oidc import Oidc
 from coop.pools import models_with_pools
@@ -86,6 +89,8 @@ def create_app(settings: Settings) -> FastAPI:
     link = SuperLink(settings.state / "superlink")
     trainer = Trainer(rounds, link, on_finished=releases.release)
     front = Front(link.address, link.ca_file)
+    file = settings.witnesses_file
+    outside = Outside(database, journal, witnesses_of(file.read_text()) if file else [], _now)
     metrics = health_api.Metrics()
 
     @asynccontextmanager
@@ -93,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         await run_in_threadpool(trainer.start)
         tasks = [
             asyncio.create_task(_again_and_again(gateway.sweep, _SWEEP_S)),
+            asyncio.create_task(_again_and_again(outside.push, _SWEEP_S)),
             asyncio.create_task(
                 _again_and_again(lambda: _close_windows(economy, releases), _WINDOWS_S)
             ),
@@ -105,6 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
             await asyncio.gather(*tasks, return_exceptions=True)
             await run_in_threadpool(trainer.stop)
             await front.close()
+            outside.close()
             database.close()
 
     app = FastAPI(
@@ -125,8 +132,10 @@ def create_app(settings: Settings) -> FastAPI:
         members_api.routes(doors, folder),
         studies_api.routes(doors, journal),
         log_api.routes(doors, journal),
+        log_api.outside_routes(doors, outside),
         log_api.witness_routes(doors, journal),
         emergency_api.routes(doors, journal),
+        erasure_api.routes(doors, journal, partial(stop_earning, economy)),
         receipts_api.routes(doors, journal, folder),
         ledger_api.routes(doors, economy, _has_choice, releases.share_questions),
         catalogue_api.routes(doors, models),

@@ -7,11 +7,13 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from coop import members
 from coop.canonical import b64u
 from coop.doorbell import WAIT_MAX_S
 from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.errors import NotFoundError
 from coop.hub.bodies import Body
+from coop.hub.outside import Outside
 from coop.journal.store import ENTRIES_MAX, Journal
 from coop.journal.tiles import TILE_WIDTH, parse_path
 
@@ -46,6 +48,33 @@ class NoteBody(Body):
     """A checkpoint with the hospital's own cosignature line."""
 
     checkpoint: str
+
+
+class RefusalAnswer(Body):
+    """What a witness refused: what she was sent, and what she said."""
+
+    size: int
+    status: int
+    sent: str
+    answer: str
+    at: int
+
+
+class WitnessAnswer(Body):
+    """An outside witness."""
+
+    name: str
+    vkey: str
+    url: str
+    checkpoint: str | None
+    """The newest that she cosigned, with the log's signature and hers."""
+    refusals: list[RefusalAnswer]
+
+
+class OutsideAnswer(Body):
+    """The outside witnesses."""
+
+    witnesses: list[WitnessAnswer]
 
 
 class SizeAnswer(Body):
@@ -103,6 +132,15 @@ def routes(doors: Doors, journal: Journal) -> APIRouter:
             found = journal.inclusion(connection, index, size)
         return ProofAnswer(hashes=[part.hex() for part in found])
 
+    @doors.route(router, "GET", "/v1/log/proof", Principal.PUBLIC, response_class=PlainTextResponse)
+    def proof(index: Size) -> str:
+        """An entry's `.tlog-proof` (C2SP) under the checkpoint most hospitals cosigned.
+
+        A receipt starts at its commit; with this it is completed, by whoever knows its index.
+        """
+        with doors.database.reading() as connection:
+            return journal.proof(connection, index, sites=members.site_dids(connection))
+
     @doors.route(router, "GET", "/v1/log/consistency", Principal.PUBLIC)
     def consistency(old: Size, new: Size) -> ProofAnswer:
         """Proof that the log of size `new` extends the log of size `old`."""
@@ -116,6 +154,19 @@ def routes(doors: Doors, journal: Journal) -> APIRouter:
         """The whole log, for `coop verify log`."""
         with doors.database.reading() as connection:
             return journal.export(connection)
+
+    return router
+
+
+def outside_routes(doors: Doors, outside: Outside) -> APIRouter:
+    """What witnesses outside the cooperative have signed and refused, for whoever trusts them."""
+    router = APIRouter(tags=["log"])
+
+    @doors.route(router, "GET", "/v1/log/witnesses", Principal.PUBLIC)
+    def witnesses() -> OutsideAnswer:
+        """Each outside witness with the newest checkpoint she cosigned, and what she refused."""
+        with doors.database.reading() as connection:
+            return OutsideAnswer.model_validate({"witnesses": outside.signed(connection)})
 
     return router
 

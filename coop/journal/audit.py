@@ -4,7 +4,7 @@ Writing checks once, this checks again: after a restore, at the end of the demo,
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from coop.errors import broken
 from coop.journal import note
 from coop.journal.commitments import commitment, kind_of_leaf, leaf_of
 from coop.journal.merkle import Tree, leaf_hash
+from coop.journal.rows import ERASED
 from coop.journal.store import (
     Journal,
     log_checkpoint,
@@ -31,15 +32,18 @@ class Audit:
     checkpoints: int
     cosignatures: int
     documents: int
+    erased: int
+    """Documents of which only index and kind are left."""
     kinds: dict[str, int]
 
 
 def audit(connection: sa.Connection, journal: Journal) -> Audit:
     """Recompute the whole log and return what was checked.
 
-    Steps: (1) indices have no gap and every leaf hashes to its stored hash; (2) every document that
-    was not erased commits to its own leaf; (3) every checkpoint is signed and has the root of its
-    size, the newest one that of the head; (4) every cosignature is of one of those checkpoints.
+    Steps: (1) indices have no gap and every leaf hashes to its stored hash; (2) every leaf has its
+    document, which commits to it, or the note that it was erased; (3) every checkpoint is signed
+    and has the root of its size, the newest one that of the head; (4) every cosignature is of one
+    of those checkpoints.
 
     Raises:
         InvariantError: The tables disagree with each other.
@@ -54,13 +58,7 @@ def audit(connection: sa.Connection, journal: Journal) -> Audit:
         leaves[row.log_index] = row.leaf
         kinds[kind_of_leaf(row.leaf)] += 1
     # (2)
-    documents = 0
-    kept = sa.select(signed_document).where(signed_document.c.body.is_not(None))
-    for row in connection.execute(kept):
-        committed = commitment(bytes.fromhex(row.salt), parse_object(row.body))
-        if leaves.get(row.log_index) != leaf_of(row.kind, committed):
-            broken(f"the document at {row.log_index} is not the one its leaf commits to")
-        documents += 1
+    documents, erased = _documents(connection, leaves)
     # (3)
     sizes = set()
     for size, root in _checkpoints(connection, journal):
@@ -81,8 +79,27 @@ def audit(connection: sa.Connection, journal: Journal) -> Audit:
         checkpoints=len(sizes),
         cosignatures=cosignatures,
         documents=documents,
+        erased=erased,
         kinds=dict(kinds),
     )
+
+
+def _documents(connection: sa.Connection, leaves: Mapping[int, bytes]) -> tuple[int, int]:
+    """How many documents are there and how many were erased; together one for each leaf."""
+    documents = erased = 0
+    for row in connection.execute(sa.select(signed_document)):
+        if row.body is None:
+            if row.salt is not None or row.digest != f"{ERASED}{row.log_index}":
+                broken(f"the document at {row.log_index} is half erased")
+            erased += 1
+            continue
+        committed = commitment(bytes.fromhex(row.salt), parse_object(row.body))
+        if leaves.get(row.log_index) != leaf_of(row.kind, committed):
+            broken(f"the document at {row.log_index} is not the one its leaf commits to")
+        documents += 1
+    if documents + erased != len(leaves):
+        broken("a leaf has neither its document nor the note that it was erased")
+    return documents, erased
 
 
 def _checkpoints(connection: sa.Connection, journal: Journal) -> Iterator[tuple[int, bytes]]:

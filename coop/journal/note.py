@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 from coop.canonical import Hash, sha256
 from coop.errors import InvalidInputError, Kind
 from coop.journal.merkle import HASH_BYTES
-from coop.keys import SIGNATURE_BYTES, BadSignatureError, SigningKey, public_of, verify
+from coop.keys import SIGNATURE_BYTES, BadSignatureError, SigningKey, did_of, public_of, verify
 
 NOTE_BYTES_MAX: Final = 65_536  # a checkpoint with a cosignature of 300 sites is 40 kB
 SIGNATURES_MAX: Final = 400
@@ -23,6 +23,7 @@ _ED25519: Final = b"\x01"
 _COSIGNATURE: Final = b"\x04"
 _KEY_ID_BYTES: Final = 4
 _TIME_BYTES: Final = 8
+_KEY_BYTES: Final = 32
 _NAME: Final = re.compile(r"[!-*,-~]{1,128}")  # printable ASCII, no space and no plus
 _LINE: Final = re.compile(r"— ([!-*,-~]{1,128}) ([A-Za-z0-9+/]+={0,2})")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -66,6 +67,23 @@ def vkey(name: str, did: str, *, cosigner: bool = False) -> str:
     algorithm = _COSIGNATURE if cosigner else _ED25519
     identity = key_id(name, did, cosigner=cosigner).hex()
     return f"{name}+{identity}+{to_base64(algorithm + public_of(did))}"
+
+
+def open_vkey(text: str) -> tuple[str, str]:
+    """(name, did) of a cosigner's verifier key; the inverse of `vkey`.
+
+    Raises:
+        NoteError: It is not one.
+    """
+    name, _, rest = text.partition("+")
+    _, _, material = rest.partition("+")
+    data = from_base64(material)
+    if data[:1] != _COSIGNATURE or len(data) != 1 + _KEY_BYTES or not _NAME.fullmatch(name):
+        raise NoteError("vkey: not a cosigner's, of type 4 (Ed25519)")
+    did = did_of(data[1:])
+    if vkey(name, did, cosigner=True) != text:
+        raise NoteError("vkey: its hash is not that of its name and key")
+    return name, did
 
 
 def checkpoint_text(origin: str, size: int, root: bytes) -> str:
@@ -161,6 +179,12 @@ def merge(first: str, second: str) -> str:
 def with_lines(text: str, lines: list[str]) -> str:
     """The note with more signature lines, as they are."""
     return text + "".join(line + "\n" for line in lines)
+
+
+def without_cosignatures(text: str) -> str:
+    """The note with its first signature alone: the log's own, which signs before all others."""
+    body, lines = _split(text)
+    return f"{body}\n{lines[0].text}\n"
 
 
 def to_base64(data: bytes) -> str:

@@ -43,6 +43,18 @@ class TlogProof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Where a leaf verifiably stands in the log."""
+
+    index: int
+    size: int
+    """Of the log under the checkpoint in the proof."""
+    root: bytes
+    cosigners: frozenset[str]
+    """Hospitals of the trust file that saw the log grow to here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
     """A document that verifiably stands in the log."""
 
@@ -98,6 +110,16 @@ def bundle_of(
     }
 
 
+def foreign_form(bundle: Mapping[str, Json]) -> tuple[bytes, bytes]:
+    """(leaf, `.tlog-proof`) of a receipt that was verified: all that a foreign tool needs."""
+    document = bundle["document"]
+    if not isinstance(document, dict):
+        raise BadReceiptError("receipt: document must be an object")
+    salt = bytes.fromhex(str(bundle["salt"]))
+    leaf = leaf_of(str(bundle["kind"]), commitment_of_digest(salt, document_digest(document)))
+    return leaf, str(bundle["proof"]).encode()
+
+
 def check_bundle(bundle: Mapping[str, Json], trust: Trust) -> Verified:
     """Verify a receipt against the trust file alone.
 
@@ -123,15 +145,10 @@ def check_bundle(bundle: Mapping[str, Json], trust: Trust) -> Verified:
         raise BadReceiptError("receipt: kind must be a text and document an object")
     if not isinstance(salt, str) or not _SALT.fullmatch(salt):
         raise BadReceiptError("receipt: salt must be 64 hex digits")
-    proof = parse_proof(str(bundle["proof"]))
-    # (2)
-    checkpoint = note.open_checkpoint(proof.checkpoint, origin=trust.origin, log_did=trust.log)
-    # (3)
     digest = document_digest(document)
-    leaf = leaf_hash(leaf_of(kind, commitment_of_digest(bytes.fromhex(salt), digest)))
-    verify_inclusion(leaf, proof.index, checkpoint.size, proof.hashes, checkpoint.root)
-    # (4)
-    cosigners = checked_cosigners(proof.checkpoint, trust)
+    leaf = leaf_of(kind, commitment_of_digest(bytes.fromhex(salt), digest))
+    # (2), (3), (4)
+    place = check_entry(str(bundle["proof"]), leaf, trust)
     # (5)
     issuer = verify_signed(document, trust.passkeys)
     return Verified(
@@ -140,11 +157,27 @@ def check_bundle(bundle: Mapping[str, Json], trust: Trust) -> Verified:
         digest=digest,
         issuer=issuer,
         salt=salt,
-        index=proof.index,
-        size=checkpoint.size,
-        root=checkpoint.root,
-        cosigners=cosigners,
+        index=place.index,
+        size=place.size,
+        root=place.root,
+        cosigners=place.cosigners,
     )
+
+
+def check_entry(text: str, leaf: bytes, trust: Trust) -> Entry:
+    """Verify a `.tlog-proof` of `leaf` against the trust file alone: (2) to (4) of `check_bundle`.
+
+    Raises:
+        BadReceiptError, NoteError, JournalProofError: It does not show that the log holds the leaf.
+    """
+    proof = parse_proof(text)
+    # (2)
+    checkpoint = note.open_checkpoint(proof.checkpoint, origin=trust.origin, log_did=trust.log)
+    # (3)
+    verify_inclusion(leaf_hash(leaf), proof.index, checkpoint.size, proof.hashes, checkpoint.root)
+    # (4)
+    cosigners = checked_cosigners(proof.checkpoint, trust)
+    return Entry(index=proof.index, size=checkpoint.size, root=checkpoint.root, cosigners=cosigners)
 
 
 def checked_cosigners(text: str, trust: Trust) -> frozenset[str]:

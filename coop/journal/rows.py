@@ -15,6 +15,8 @@ from coop.journal.merkle import Frontier, Tree
 
 _COSIGNED_LOOKED_AT: Final = 64  # newest cosigned sizes a receipt chooses from
 _TREE_CHUNK: Final = 10_000
+ERASED: Final = "erased-"
+"""Where a document was erased, this and its index stand in the place of its digest."""
 
 signed_document = sa.Table(
     "signed_document",
@@ -58,9 +60,32 @@ log_cosignature = sa.Table(
     sa.Column("line", sa.Text, nullable=False),
 )
 
+outside_cosignature = sa.Table(
+    "outside_cosignature",
+    metadata,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("did", sa.String(128), primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("line", sa.Text, nullable=False),
+)
+"""The newest cosignature of each outside witness. Apart from the hospitals': whose word counts for
+a grant, and what a receipt holds, are the members' only."""
+outside_refusal = sa.Table(
+    "outside_refusal",
+    metadata,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("status", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("sent", sa.Text, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+"""What an outside witness refused, as it was sent and answered: evidence of a fork, or of a fault
+of hers. Status 0 is an answer that was no cosignature."""
+
 
 class LoggedOtherwiseError(ConflictError):
-    """The same document is in the log as another kind, or was erased from it."""
+    """The same document is in the log as another kind."""
 
     code: ClassVar[str] = "journal.logged-otherwise"
 
@@ -92,13 +117,13 @@ def known(connection: sa.Connection, kind: str, digests: list[str]) -> dict[str,
     """Those of `digests` that are in the log as this kind.
 
     Raises:
-        LoggedOtherwiseError: One is there as another kind, or was erased.
+        LoggedOtherwiseError: One is there as another kind.
     """
     query = sa.select(signed_document).where(signed_document.c.digest.in_(digests))
     found = {}
     for row in connection.execute(query):
-        if row.kind != kind or row.salt is None:
-            raise LoggedOtherwiseError(f"digest: logged as {row.kind}, or erased since")
+        if row.kind != kind:
+            raise LoggedOtherwiseError(f"digest: logged as {row.kind}")
         found[row.digest] = Logged(index=row.log_index, digest=row.digest, salt=row.salt)
     return found
 

@@ -6,7 +6,7 @@ commitment and nothing else: erasing the document and its salt leaves the tree i
 unlinkable.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from threading import Lock
 from typing import ClassVar, Final
 
@@ -18,7 +18,7 @@ from coop.errors import InvalidInputError, NotFoundError, broken
 from coop.journal import note, rows
 from coop.journal.commitments import SALT_BYTES, Logged, commitment_of_digest, leaf_of
 from coop.journal.merkle import EMPTY_ROOT, Frontier, Tree, leaf_hash
-from coop.journal.receipts import bundle_of
+from coop.journal.receipts import bundle_of, proof_text
 from coop.journal.rows import (
     LoggedOtherwiseError,
     log_checkpoint,
@@ -95,7 +95,7 @@ class Journal:
             salt: 32 secret bytes of the commitment; fresh ones by default.
 
         Raises:
-            LoggedOtherwiseError: It is in the log as another kind, or was erased.
+            LoggedOtherwiseError: It is in the log as another kind.
         """
         return self._append(connection, kind, [(document, salt)])[0]
 
@@ -172,15 +172,19 @@ class Journal:
         row = self._row(connection, digest)
         return Logged(index=row.log_index, digest=digest, salt=row.salt)
 
-    def erase(self, connection: sa.Connection, digest: str) -> None:
-        """Forget a document and its salt; the leaf stays and can no longer be linked to anything.
+    def erase(self, connection: sa.Connection, digests: Collection[str]) -> int:
+        """Forget documents and their salts; returns how many there were.
 
-        Raises:
-            NotLoggedError: Unknown or erased already.
+        The leaves stay, and can no longer be linked to anything: of each document its index and
+        kind are left, which the leaf says in public anyway.
         """
-        self._row(connection, digest)
-        gone = signed_document.update().where(signed_document.c.digest == digest)
-        connection.execute(gone.values(body=None, salt=None))
+        found = sa.select(signed_document.c.log_index).where(signed_document.c.digest.in_(digests))
+        indices = list(connection.execute(found).scalars())
+        for index in indices:
+            left = {"digest": f"{rows.ERASED}{index}", "body": None, "salt": None, "at": 0}
+            same = signed_document.c.log_index == index
+            connection.execute(signed_document.update().where(same).values(left))
+        return len(indices)
 
     def size(self, connection: sa.Connection) -> int:
         """How many entries the log has."""
@@ -323,6 +327,18 @@ class Journal:
             self.inclusion(connection, row.log_index, size),
             self._note(connection, size, sites),
         )
+
+    def proof(self, connection: sa.Connection, index: int, *, sites: Mapping[str, str]) -> str:
+        """The `.tlog-proof` of an entry, under the checkpoint above it that most `sites` cosigned.
+
+        Whoever holds a receipt made at its commit completes it with this; it names nobody.
+
+        Raises:
+            OutsideTreeError: There is no such entry.
+        """
+        size = rows.best_cosigned(connection, index, sites) or self.size(connection)
+        hashes = self.inclusion(connection, index, size)
+        return proof_text(index, hashes, self._note(connection, size, sites))
 
     def _row(self, connection: sa.Connection, digest: str) -> sa.Row[tuple[object, ...]]:
         query = sa.select(signed_document).where(signed_document.c.digest == digest)

@@ -17,6 +17,8 @@ from coop.documents.consent import (
 from coop.documents.dividend import DividendWindow
 from coop.documents.emergency import BreakGlass, BreakGlassReview
 from coop.documents.envelope import Opened, Subject, open_document
+from coop.documents.erasure import Erasure
+from coop.documents.masked import MaskKeys
 from coop.documents.people import KeyEvent, Representation, RepresentationEnd
 from coop.documents.quarantine import Quarantine
 from coop.documents.serving import CohortAnswer, CohortJob, InferenceReceipt
@@ -51,21 +53,20 @@ class Speaker(StrEnum):
     ANYONE = "anyone"
 
 
+_BY_SPEAKER: Final[Mapping[Speaker, tuple[type[Subject], ...]]] = {
+    Speaker.HUB: (
+        *(ConsentReceipt, Order, Lease, RoundRequest, RoundRecord, Passport),
+        *(InferenceReceipt, CohortJob, DividendWindow, Tally),
+    ),
+    Speaker.SITE: (
+        *(Enrolment, Approval, RoundReceipt, CohortAnswer, UseStatement),
+        *(Quarantine, BreakGlass, BreakGlassReview, Erasure, MaskKeys),
+    ),
+    Speaker.PATIENT: (Consent, UseRequest, KeyEvent, Representation, RepresentationEnd),
+    Speaker.ANYONE: (Study,),
+}
 KINDS: Final[Mapping[str, tuple[type[Subject], Speaker]]] = {
-    kind.kind: (kind, speaker)
-    for speaker, kinds in {
-        Speaker.HUB: (
-            *(ConsentReceipt, Order, Lease, RoundRequest, RoundRecord, Passport),
-            *(InferenceReceipt, CohortJob, DividendWindow, Tally),
-        ),
-        Speaker.SITE: (
-            *(Enrolment, Approval, RoundReceipt, CohortAnswer, UseStatement),
-            *(Quarantine, BreakGlass, BreakGlassReview),
-        ),
-        Speaker.PATIENT: (Consent, UseRequest, KeyEvent, Representation, RepresentationEnd),
-        Speaker.ANYONE: (Study,),
-    }.items()
-    for kind in kinds
+    kind.kind: (kind, speaker) for speaker, kinds in _BY_SPEAKER.items() for kind in kinds
 }
 
 

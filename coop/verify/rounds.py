@@ -136,6 +136,9 @@ def _check_order(read: _Chain) -> None:
     plan = (recipe.rounds, recipe.clip_micro, recipe.mode, study.budget.delta_pico)
     if (order.rounds, order.clip_micro, order.mode, order.delta_pico) != plan:
         raise VerificationError("order: its rounds, clip, mode or delta is not the study's")
+    relies = order.honest == recipe.honest and order.quorum >= order.honest
+    if not relies or (order.mode == "B" and 3 * order.honest <= 2 * len(order.roster)):
+        raise VerificationError("order: relies on other hospitals' noise than its study allows")
     if (order.study_id, order.version) != (study.study_id, study.version):
         raise VerificationError("order: of another study or version")
     software = {(one.subject.software, one.subject.fab_sha256) for one in read.approvals}

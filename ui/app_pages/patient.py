@@ -124,7 +124,7 @@ def _lift(entry: Mapping[str, Any]) -> None:
 def _history(pid: str) -> None:
     with st.expander(wording.HISTORY):
         try:
-            events = hub().get(f"/v1/consents/{pid}/history")["events"]
+            events = list(hub().pages(f"/v1/consents/{pid}/history", "events"))
         except CoopError as error:
             explain(error)
             return

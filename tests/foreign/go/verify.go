@@ -1,15 +1,18 @@
 // Verify a log of the cooperative with Go's own transparency-log packages and nothing of ours.
 //
-// Usage: verify FOLDER, which holds
+// Usage: verify FOLDER [URL]. The folder holds what its owner trusts and keeps:
 //
 //	log.vkey            the log's verifier key
 //	cosigners.vkey      one verifier key of a hospital a line
-//	checkpoint          the newest signed checkpoint with its cosignatures
-//	old-checkpoint      an earlier one
-//	consistency         our proof between the two, one base64 hash a line
-//	tile/...            the log's public files (c2sp.org/tlog-tiles)
+//	old-checkpoint      an earlier checkpoint
 //	receipt.tlog-proof  a receipt (c2sp.org/tlog-proof)
 //	receipt.leaf        the leaf it speaks of
+//
+// The log itself is fetched from the URL of a hub; without one it lies in the folder, too:
+//
+//	checkpoint          the newest signed checkpoint with its cosignatures
+//	consistency         our proof between the two, one base64 hash a line
+//	tile/...            the log's public files (c2sp.org/tlog-tiles)
 package main
 
 import (
@@ -19,8 +22,12 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -33,11 +40,15 @@ import (
 const cosignatureV1 = 4
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: verify FOLDER")
+	if len(os.Args) != 2 && len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: verify FOLDER [URL]")
 		os.Exit(2)
 	}
-	report, err := verify(os.Args[1])
+	published := source{folder: os.Args[1]}
+	if len(os.Args) == 3 {
+		published.url = strings.TrimSuffix(os.Args[2], "/")
+	}
+	report, err := verify(os.Args[1], published)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "FAILED:", err)
 		os.Exit(1)
@@ -45,20 +56,78 @@ func main() {
 	fmt.Println(report)
 }
 
-func verify(folder string) (string, error) {
+// source is where the log is published: at a hub's URL, or as files in a folder.
+type source struct{ folder, url string }
+
+const bytesMax = 1 << 24
+
+func (s source) read(path string) ([]byte, error) {
+	if s.url == "" {
+		return os.ReadFile(filepath.Join(s.folder, filepath.FromSlash(path)))
+	}
+	answer, err := http.Get(s.url + "/" + path)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s", path, answer.Status)
+	}
+	return io.ReadAll(io.LimitReader(answer.Body, bytesMax))
+}
+
+// consistency is the log's own proof that it grew from one size to another.
+func (s source) consistency(old, size int64) (tlog.TreeProof, error) {
+	if s.url == "" {
+		lines, err := readLines(filepath.Join(s.folder, "consistency"))
+		if err != nil {
+			return nil, err
+		}
+		return parseHashes(lines)
+	}
+	data, err := s.read(fmt.Sprintf("v1/log/consistency?old=%d&new=%d", old, size))
+	if err != nil {
+		return nil, err
+	}
+	var answer struct{ Hashes []string }
+	if err := json.Unmarshal(data, &answer); err != nil {
+		return nil, err
+	}
+	var proof tlog.TreeProof
+	for _, text := range answer.Hashes {
+		var hash tlog.Hash
+		data, err := hex.DecodeString(text)
+		if err != nil || len(data) != len(hash) {
+			return nil, errors.New("consistency: not 32 bytes in hex")
+		}
+		copy(hash[:], data)
+		proof = append(proof, hash)
+	}
+	return proof, nil
+}
+
+func verify(folder string, published source) (string, error) {
 	verifiers, err := readVerifiers(folder)
 	if err != nil {
 		return "", err
 	}
-	tree, cosigners, err := openCheckpoint(folder, "checkpoint", verifiers)
+	text, err := published.read("checkpoint")
 	if err != nil {
 		return "", err
 	}
-	old, _, err := openCheckpoint(folder, "old-checkpoint", verifiers)
+	tree, cosigners, err := parseCheckpoint(text, verifiers)
 	if err != nil {
 		return "", err
 	}
-	reader := tlog.TileHashReader(tree, tiles{folder})
+	text, err = os.ReadFile(filepath.Join(folder, "old-checkpoint"))
+	if err != nil {
+		return "", err
+	}
+	old, _, err := parseCheckpoint(text, verifiers)
+	if err != nil {
+		return "", err
+	}
+	reader := tlog.TileHashReader(tree, tiles{published})
 	root, err := tlog.TreeHash(tree.N, reader)
 	if err != nil {
 		return "", err
@@ -66,13 +135,13 @@ func verify(folder string) (string, error) {
 	if root != tree.Hash {
 		return "", errors.New("the tiles do not hash to the checkpoint's root")
 	}
-	if err := checkEntries(folder, tree, reader); err != nil {
+	if err := checkEntries(published, tree, reader); err != nil {
 		return "", err
 	}
-	if err := checkGrowth(folder, old, tree, reader); err != nil {
+	if err := checkGrowth(published, old, tree, reader); err != nil {
 		return "", err
 	}
-	if err := checkReceipt(folder, verifiers); err != nil {
+	if err := checkReceipt(folder, published, verifiers); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("verified %d entries, cosigned by %d", tree.N, cosigners), nil
@@ -137,14 +206,6 @@ func (c *cosigner) Verify(message, signature []byte) bool {
 	return ed25519.Verify(c.key, []byte(signed), signature[8:])
 }
 
-func openCheckpoint(folder, name string, verifiers note.Verifiers) (tlog.Tree, int, error) {
-	text, err := os.ReadFile(filepath.Join(folder, name))
-	if err != nil {
-		return tlog.Tree{}, 0, err
-	}
-	return parseCheckpoint(text, verifiers)
-}
-
 func parseCheckpoint(text []byte, verifiers note.Verifiers) (tlog.Tree, int, error) {
 	opened, err := note.Open(text, verifiers)
 	if err != nil {
@@ -166,7 +227,7 @@ func parseCheckpoint(text []byte, verifiers note.Verifiers) (tlog.Tree, int, err
 }
 
 // tiles reads the log's public files. Go's paths name the height (8); C2SP's do not.
-type tiles struct{ folder string }
+type tiles struct{ published source }
 
 func (t tiles) Height() int                         { return 8 }
 func (t tiles) SaveTiles(_ []tlog.Tile, _ [][]byte) {}
@@ -174,7 +235,7 @@ func (t tiles) ReadTiles(wanted []tlog.Tile) ([][]byte, error) {
 	var found [][]byte
 	for _, tile := range wanted {
 		path := strings.Replace(tile.Path(), "tile/8/", "tile/", 1)
-		data, err := os.ReadFile(filepath.Join(t.folder, filepath.FromSlash(path)))
+		data, err := t.published.read(path)
 		if err != nil {
 			return nil, err
 		}
@@ -183,7 +244,7 @@ func (t tiles) ReadTiles(wanted []tlog.Tile) ([][]byte, error) {
 	return found, nil
 }
 
-func checkEntries(folder string, tree tlog.Tree, reader tlog.HashReader) error {
+func checkEntries(published source, tree tlog.Tree, reader tlog.HashReader) error {
 	for start := int64(0); start < tree.N; start += 256 {
 		width := tree.N - start
 		if width > 256 {
@@ -191,7 +252,7 @@ func checkEntries(folder string, tree tlog.Tree, reader tlog.HashReader) error {
 		}
 		tile := tlog.Tile{H: 8, L: -1, N: start / 256, W: int(width)}
 		path := strings.Replace(tile.Path(), "tile/8/data/", "tile/entries/", 1)
-		data, err := os.ReadFile(filepath.Join(folder, filepath.FromSlash(path)))
+		data, err := published.read(path)
 		if err != nil {
 			return err
 		}
@@ -218,7 +279,7 @@ func checkEntries(folder string, tree tlog.Tree, reader tlog.HashReader) error {
 	return nil
 }
 
-func checkGrowth(folder string, old, tree tlog.Tree, reader tlog.HashReader) error {
+func checkGrowth(published source, old, tree tlog.Tree, reader tlog.HashReader) error {
 	theirs, err := tlog.ProveTree(tree.N, old.N, reader)
 	if err != nil {
 		return err
@@ -226,22 +287,14 @@ func checkGrowth(folder string, old, tree tlog.Tree, reader tlog.HashReader) err
 	if err := tlog.CheckTree(theirs, tree.N, tree.Hash, old.N, old.Hash); err != nil {
 		return err
 	}
-	lines, err := readLines(filepath.Join(folder, "consistency"))
+	ours, err := published.consistency(old.N, tree.N)
 	if err != nil {
 		return err
-	}
-	var ours tlog.TreeProof
-	for _, line := range lines {
-		hash, err := tlog.ParseHash(line)
-		if err != nil {
-			return err
-		}
-		ours = append(ours, hash)
 	}
 	return tlog.CheckTree(ours, tree.N, tree.Hash, old.N, old.Hash)
 }
 
-func checkReceipt(folder string, verifiers note.Verifiers) error {
+func checkReceipt(folder string, published source, verifiers note.Verifiers) error {
 	text, err := os.ReadFile(filepath.Join(folder, "receipt.tlog-proof"))
 	if err != nil {
 		return err
@@ -250,28 +303,54 @@ func checkReceipt(folder string, verifiers note.Verifiers) error {
 	if err != nil {
 		return err
 	}
+	index, err := checkProof(text, leaf, verifiers)
+	if err != nil || published.url == "" {
+		return err
+	}
+	// The same entry under the checkpoint that most hospitals have cosigned by now.
+	text, err = published.read(fmt.Sprintf("v1/log/proof?index=%d", index))
+	if err != nil {
+		return err
+	}
+	again, err := checkProof(text, leaf, verifiers)
+	if err == nil && again != index {
+		return errors.New("the completed receipt is of another entry")
+	}
+	return err
+}
+
+func checkProof(text, leaf []byte, verifiers note.Verifiers) (int64, error) {
 	head, checkpoint, found := bytes.Cut(text, []byte("\n\n"))
 	lines := strings.Split(string(head), "\n")
 	if !found || len(lines) < 2 || lines[0] != "c2sp.org/tlog-proof@v1" {
-		return errors.New("not a tlog-proof")
+		return 0, errors.New("not a tlog-proof")
 	}
 	index, err := strconv.ParseInt(strings.TrimPrefix(lines[1], "index "), 10, 64)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	var proof tlog.RecordProof
-	for _, line := range lines[2:] {
-		hash, err := tlog.ParseHash(line)
-		if err != nil {
-			return err
-		}
-		proof = append(proof, hash)
+	hashes, err := parseHashes(lines[2:])
+	if err != nil {
+		return 0, err
 	}
 	tree, _, err := parseCheckpoint(checkpoint, verifiers)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return tlog.CheckRecord(proof, tree.N, tree.Hash, index, tlog.RecordHash(leaf))
+	proof := tlog.RecordProof(hashes)
+	return index, tlog.CheckRecord(proof, tree.N, tree.Hash, index, tlog.RecordHash(leaf))
+}
+
+func parseHashes(lines []string) ([]tlog.Hash, error) {
+	var found []tlog.Hash
+	for _, line := range lines {
+		hash, err := tlog.ParseHash(line)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, hash)
+	}
+	return found, nil
 }
 
 func readLines(path string) ([]string, error) {

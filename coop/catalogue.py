@@ -29,6 +29,7 @@ from coop.documents.training import (
     ADVERSARY_A,
     Artefact,
     GroupMetric,
+    ModelState,
     Order,
     Passport,
     adversary_b,
@@ -40,6 +41,8 @@ from coop.keys import SigningKey
 
 RELEASED: Final = "released"
 RETIRED: Final = "retired"
+RETRAIN_DUE: Final = "retrain-due"
+"""It answers until a new version of its study has a model."""
 MODELS_MAX: Final = 1_000  # listed in one answer
 INTENDED_USE: Final = (
     "Research within the purpose named here, by members of the cooperative. Not a medical device: "
@@ -189,17 +192,21 @@ class Catalogue:
         self.journal.record(connection, Passport.kind, document)
         return model_id
 
-    def retire(self, connection: sa.Connection, model_id: str) -> None:
-        """Take a model out of use; its files and passport stay for whoever verifies.
+    def change(self, connection: sa.Connection, subject: ModelState) -> None:
+        """Put a model into another state, and the hub's signed word of it into the log.
+
+        Its files and passport stay for whoever verifies.
 
         Raises:
             NotFoundError: No such model.
-            ConflictError: It is out of use already.
+            ConflictError: It is out of use already, or in this state.
         """
-        if model(connection, model_id).state != RELEASED:
-            raise ConflictError("model: is out of use already")
-        mine = model_table.c.model_id == model_id
-        connection.execute(model_table.update().where(mine).values(state=RETIRED))
+        if model(connection, subject.model_id).state in (RETIRED, subject.state):
+            raise ConflictError("model: is out of use already, or in this state")
+        mine = model_table.c.model_id == subject.model_id
+        connection.execute(model_table.update().where(mine).values(state=subject.state))
+        document = issue(subject, self._key, self._now())
+        self.journal.record(connection, ModelState.kind, document)
 
 
 def model_id_of(order: Opened[Order]) -> str:

@@ -101,7 +101,7 @@ class Models:
             ModelRetiredError: It was withdrawn from use.
         """
         state = catalogue.model(connection, model_id).state
-        if state != catalogue.RELEASED:
+        if state == catalogue.RETIRED:
             raise ModelRetiredError(f"model: {model_id} is {state} and answers nothing")
 
     def _load(self, connection: sa.Connection, model_id: str, passport_sha256: str) -> Served:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from coop import catalogue, problems
+from coop import catalogue, problems, remediation
 from coop.artefacts import ArtefactError, check_parity, onnx_file, weights_file
 from coop.canonical import document_digest, jcs, parse_object, sha256
 from coop.catalogue import Catalogue, Cost
@@ -287,10 +287,10 @@ def test_weights_of_another_shape_are_not_released(sqlite_database: Database, we
 
 def test_a_retired_model_stays_verifiable_and_is_marked(released: Released):
     with released.database.unit_of_work() as connection:
-        released.models.retire(connection, released.model_id)
+        remediation.retire(connection, released.models, released.model_id)
         assert catalogue.model(connection, released.model_id).state == "retired"
     with pytest.raises(ConflictError), released.database.unit_of_work() as connection:
-        released.models.retire(connection, released.model_id)
+        remediation.retire(connection, released.models, released.model_id)
     verified(released.bundle(), released.files(), released.trust)
 
 

@@ -77,6 +77,7 @@ class TrainingWorld:
     database: Database
     now: int = NOW
     hub_key: SigningKey = field(default_factory=SigningKey.generate)
+    researcher: SigningKey = field(default_factory=SigningKey.generate)
     keys: dict[str, SigningKey] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,7 +101,7 @@ class TrainingWorld:
         return key
 
     def propose(self, study: Study, account: int = 1) -> str:
-        document = issue(study, SigningKey.generate(), self.now)
+        document = issue(study, self.researcher, self.now)
         with self.database.unit_of_work() as connection:
             row = studies.propose(
                 connection, self.journal, document, account_id=account, now=self.now

@@ -127,9 +127,23 @@ def _card_text(card: Mapping[str, Any]) -> str:
         *(f"{metric['group']:12} {_metric(metric)}" for metric in said["metrics"]),
         f"reads:   {', '.join(feature['name'] for feature in card['features']['features'])}",
         "earns:   " + ", ".join(f"{site} {n}" for site, n in said["hospital_weights"].items()),
+        _left(card["withdrawals"]),
         said["intended_use"],
     ]
     return "\n".join(lines)
+
+
+def _left(found: Mapping[str, Any]) -> str:
+    """How many of those who permitted it have withdrawn, and what that does."""
+    rule = {
+        "keep": "it stays, under its privacy bound",
+        "retrain": f"at {found['percent']} % it must be trained anew",
+        "retire": f"at {found['percent']} % it is retired",
+    }[found["policy"]]
+    return (
+        f"left:    {found['withdrawn']} of the {found['permitted']} patients who permitted its study "
+        f"have withdrawn since; rounds 1 to {found['rounds']} may have used their records; {rule}"
+    )
 
 
 def _privacy(said: Mapping[str, Any]) -> str:

@@ -130,6 +130,16 @@ class Evaluation(Part):
     groups: list[str] = Field(min_length=1, max_length=16)
 
 
+class Remediation(Part):
+    """What becomes of the model when patients whose records may have trained it withdraw."""
+
+    policy: Literal["keep", "retrain", "retire"] = "keep"
+    """keep: it stays, under its privacy bound. retrain: it stays until a new version of the study,
+    with approvals and a budget of its own, has a model. retire: it answers nothing any more."""
+    percent: int = Field(default=10, ge=1, le=100)
+    """How many percent of those who permitted the study must have withdrawn before it acts."""
+
+
 class CohortGrammar(Part):
     """Which fields a cohort question may name, and how."""
 
@@ -164,6 +174,7 @@ class Study(Subject):
     budget: Budget
     evaluation: Evaluation
     cohort: CohortGrammar
+    remediation: Remediation = Remediation()
     fee_point_nano: int = Field(ge=0)
     fee_cohort_nano: int = Field(ge=0)
     hospitals_quorum: int = Field(ge=1)

@@ -147,6 +147,23 @@ class Artefact(Part):
     sha256: str = Sha256
 
 
+class ModelState(Subject):
+    """The hub's word that a model's use changed, and why; the newest one counts."""
+
+    kind: ClassVar[str] = "model-state"
+
+    model_id: str
+    passport_sha256: str = Sha256
+    state: Literal["retrain-due", "retired"]
+    reason: Literal["staff", "withdrawals", "replaced"]
+    permitted: int
+    """Patients who permitted the study at its first round: registry knowledge."""
+    withdrawn: int
+    """How many of them have withdrawn since."""
+    rounds: int
+    """The rounds their records may have been in: all of the model's, from the first to this."""
+
+
 class Passport(Subject):
     """What a released model is, where it comes from and what it cost in privacy."""
 

@@ -45,7 +45,7 @@ from coop.hub import (
 from coop.hub.folder import HubFolder
 from coop.hub.limits import Limits
 from coop.hub.outside import Outside
-from coop.hub.release import Releases, stop_earning
+from coop.hub.release import Releases, leave
 from coop.journal.store import Journal
 from coop.journal.witness import witnesses_of
 from coop.logs import logger
@@ -73,18 +73,18 @@ def create_app(settings: Settings) -> FastAPI:
     doors = Doors(database, now=_now, oidc=oidc)
     journal = Journal(database, folder.log_key, folder.origin, _now)
     economy = Economy(database, journal, hub_key, _now)
+    models = Catalogue(journal, hub_key, _now)
     registry = Registry(
         database,
         journal,
         hub_key,
         _now,
-        on_revoked=partial(stop_earning, economy),
+        on_revoked=partial(leave, economy, models),
         passkeys=folder.passkeys,
     )
     counting = Counting(database=database, journal=journal, hub_key=hub_key, now=_now)
     gateway = Gateway(database, journal, hub_key, now=_now)
     rounds = Rounds(database, journal, hub_key, now=_now)
-    models = Catalogue(journal, hub_key, _now)
     releases = Releases(database, journal, rounds, models, economy, _now)
     link = SuperLink(settings.state / "superlink")
     trainer = Trainer(rounds, link, on_finished=releases.release)
@@ -135,7 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
         log_api.outside_routes(doors, outside),
         log_api.witness_routes(doors, journal),
         emergency_api.routes(doors, journal),
-        erasure_api.routes(doors, journal, partial(stop_earning, economy)),
+        erasure_api.routes(doors, journal, partial(leave, economy, models)),
         receipts_api.routes(doors, journal, folder),
         ledger_api.routes(doors, economy, _has_choice, releases.share_questions),
         catalogue_api.routes(doors, models),

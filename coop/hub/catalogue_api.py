@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Response
 
-from coop import catalogue, members
+from coop import catalogue, members, remediation
 from coop.catalogue import Catalogue, ModelRow
 from coop.doors import CallerDep, Doors, Principal, WrongPrincipalError
 from coop.hub.bodies import Body
@@ -38,8 +38,20 @@ class PassportAnswer(Body):
     document: dict[str, Any]
 
 
+class WithdrawalsAnswer(Body):
+    """How many of those who permitted the study have withdrawn, and what the study does then."""
+
+    policy: str
+    percent: int
+    permitted: int
+    withdrawn: int
+    rounds: int
+
+
 class CardAnswer(ModelAnswer):
     """A model's card: what it is for, what it reads, and its passport."""
+
+    withdrawals: WithdrawalsAnswer
 
     lay_summary: str
     proposer: str
@@ -71,9 +83,19 @@ def routes(doors: Doors, models: Catalogue) -> APIRouter:
         with doors.database.reading() as connection:
             row = catalogue.model(connection, model_id)
             document = models.journal.document(connection, row.passport_digest)
+            found = remediation.withdrawals(connection, models.journal, row)
         passport = {"digest": row.passport_digest, "document": document}
         shown = {name: value for name, value in row.card.items() if name != "record_sha256s"}
-        return CardAnswer.model_validate({**shown, **_line(row), "passport": passport})
+        left = {
+            "policy": found.rule.policy,
+            "percent": found.rule.percent,
+            "permitted": found.permitted,
+            "withdrawn": found.withdrawn,
+            "rounds": found.rounds,
+        }
+        return CardAnswer.model_validate(
+            {**shown, **_line(row), "passport": passport, "withdrawals": left}
+        )
 
     @doors.route(
         router,
@@ -105,7 +127,7 @@ def routes(doors: Doors, models: Catalogue) -> APIRouter:
         if not caller.is_coop_staff:
             raise WrongPrincipalError("this is for the cooperative's own staff")
         with doors.database.unit_of_work() as connection:
-            models.retire(connection, model_id)
+            remediation.retire(connection, models, model_id)
             row = catalogue.model(connection, model_id)
         return ModelAnswer.model_validate(_line(row))
 

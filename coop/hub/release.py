@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from consent.decide import State
 from consent.snapshot import permitted_at
 from consent.store import enrolled, standings
-from coop import catalogue, studies
+from coop import catalogue, remediation, studies
 from coop.catalogue import Catalogue, Cost
 from coop.db import Database
 from coop.documents.study import MICRO
@@ -74,7 +74,8 @@ class Releases:
             # Pools before the passport: every writer takes pools, then accounts, then the log.
             self._economy.open_pools(connection, model_id, rosters, weights)
             everybody = [pid for pids in rosters.values() for pid in pids]
-            stop_earning(self._economy, connection, _withdrawn(connection, everybody))
+            gone = _withdrawn(connection, everybody)
+            stop_earning(self._economy, connection, gone)
             self._models.release(
                 connection,
                 order=result.order,
@@ -85,6 +86,8 @@ class Releases:
                 hospital_weights=weights,
                 cost=_cost(result),
             )
+            remediation.remedy(connection, self._models, gone)
+            remediation.replace_due(connection, self._models, result.study.study_id, model_id)
 
     def share_questions(self) -> list[str]:
         """Open the pools of studies whose questions without a model were paid; returns which.
@@ -132,6 +135,12 @@ def _withdrawn(connection: sa.Connection, pids: list[str]) -> list[str]:
     now = standings(connection, pids)
     gone = {State.REVOKED, State.VOID}
     return [p for p in pids if p in now and (now[p].state in gone or now[p].objected)]
+
+
+def leave(economy: Economy, models: Catalogue, connection: sa.Connection, pids: list[str]) -> None:
+    """These withdrew: they stop earning, and each model's rule is applied."""
+    stop_earning(economy, connection, pids)
+    remediation.remedy(connection, models, pids)
 
 
 def stop_earning(economy: Economy, connection: sa.Connection, pids: list[str]) -> None:

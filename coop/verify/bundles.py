@@ -24,7 +24,15 @@ from coop.documents.quarantine import Quarantine
 from coop.documents.serving import CohortAnswer, CohortJob, InferenceReceipt
 from coop.documents.study import Approval, Study
 from coop.documents.tally import Tally
-from coop.documents.training import Lease, Order, Passport, RoundReceipt, RoundRecord, RoundRequest
+from coop.documents.training import (
+    Lease,
+    ModelState,
+    Order,
+    Passport,
+    RoundReceipt,
+    RoundRecord,
+    RoundRequest,
+)
 from coop.errors import InvalidInputError, Kind
 from coop.journal import note
 from coop.journal.commitments import kind_of_leaf
@@ -56,7 +64,7 @@ class Speaker(StrEnum):
 _BY_SPEAKER: Final[Mapping[Speaker, tuple[type[Subject], ...]]] = {
     Speaker.HUB: (
         *(ConsentReceipt, Order, Lease, RoundRequest, RoundRecord, Passport),
-        *(InferenceReceipt, CohortJob, DividendWindow, Tally),
+        *(InferenceReceipt, CohortJob, DividendWindow, Tally, ModelState),
     ),
     Speaker.SITE: (
         *(Enrolment, Approval, RoundReceipt, CohortAnswer, UseStatement),

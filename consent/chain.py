@@ -24,6 +24,7 @@ from typing import Final
 from consent.decide import Standing, State
 from consent.policy import check
 from consent.speakers import Role, Speaker, Speakers
+from consent.widening import widens
 from coop.canonical import digest
 from coop.documents.consent import Consent
 from coop.documents.envelope import Opened
@@ -130,7 +131,9 @@ def apply(
         under=speaker.representation,
     )
     if standing is None or event.event in {"grant", "amend", "resume"}:
-        return made
+        # What a change leaves of an older grant rests on that grant, and on who witnessed it.
+        narrows = event.event == "amend" and not widens(standing, made)
+        return replace(made, widened_index=standing.widened_index) if narrows and standing else made
     if event.event == "lift":
         # It gives back what was given before, within the time of both.
         return replace(

@@ -25,10 +25,8 @@ from consent.decide import (
     Limits,
     Request,
     Standing,
-    asked_of,
     beyond,
-    read_of,
-    refusal_of,
+    posed,
 )
 from consent.purposes import OBLIGATIONS
 from consent.rules import ABSTAIN, DENY, PERMIT, Head
@@ -178,11 +176,10 @@ class Columns:
         kept = np.fromiter(
             (beyond(limits, request) is None for limits in self._limits), bool, len(self._limits)
         )
-        read = read_of(request.purpose, request.disease, request.further)
-        asked = asked_of(request, read)
-        if refusal_of(request, read) is not None or not asked:
+        question = posed(request)
+        if question.refused is not None or not question.asked:
             # One answer for whoever has a policy in force: nobody can permit it, or people judge.
-            said = DENY if refusal_of(request, read) is not None else ABSTAIN
+            said = DENY if question.refused is not None else ABSTAIN
             same = np.full(count, said, np.uint8)
             return [_Asked(np.ones(count, bool), same, same, np.zeros(count, np.uint64), kept)]
         heads = self._heads
@@ -195,7 +192,7 @@ class Columns:
                 duties,
                 kept,
             )
-            for one in asked
+            for one in question.asked
         ]
 
 

@@ -96,8 +96,8 @@ class Standing:
     log_index: int
     """Of the head."""
     widened_index: int = -1
-    """Of the newest event that gave something (grant, amend, resume): what witnesses must have
-    seen before the grant counts."""
+    """Of the newest event that gave something (grant, resume, an amend that widens): what witnesses
+    must have seen before the grant counts."""
     starts_at: int = 0
     """What was given counts from then on (UTC seconds): a recovered key waits …"""
     ends_at: int = TIME_MAX
@@ -130,20 +130,20 @@ class Decision:
         return self.effect is Effect.PERMIT
 
 
-class Read(NamedTuple):
-    """The purposes of a request, read."""
+class Posed(NamedTuple):
+    """A request as it is put to policies."""
 
-    unknown: str | None
-    """Why no machine and nobody understands them."""
+    refused: str | None
+    """Why no policy at all can permit it; None if one may, or if people judge it."""
     people: str | None
-    """Why only people can judge them."""
-    fields: tuple[tuple[str, frozenset[str]], ...]
-    """Each purpose with every permission that covers it; none unless a machine can judge."""
+    """Why only people can judge it."""
+    asked: tuple[Asked, ...]
+    """What rules are held against, once for each purpose; none unless a machine can judge."""
 
 
 Limits = tuple[int | None, int | None]
 """Epsilon cap in millionths, minimum cohort."""
-_Said = tuple[int, str, frozenset[str], int, int]
+Said = tuple[int, str, frozenset[str], int, int]
 """Severity, the path that decided, obligations, data window."""
 
 
@@ -153,12 +153,14 @@ def decide(standing: Standing | None, request: Request) -> Decision:
     Total and pure: same arguments, same answer, no exception. Anything not clearly permitted is
     denied; the reasons are stable codes, and the path of provisions down to the one that decided.
     """
-    read = read_of(request.purpose, request.disease, request.further)
-    refusal = _refusal(standing, request, read)
+    question = posed(request)
+    refusal = _refusal(standing, request, question)
     if refusal is not None or standing is None or standing.policy is None:
         return _unless_permitted(DENY, refusal or "consent.none")
     policy = standing.policy
-    severity, path, obligations, data_start, data_end = _put(kept_ready(policy), request, read)
+    severity, path, obligations, data_start, data_end = put(
+        kept_ready(policy), request.at, question
+    )
     if severity != PERMIT:
         return _unless_permitted(severity, path)
     if not data_start <= request.data_start < request.data_end <= data_end:
@@ -192,31 +194,18 @@ def state_at(state: State, policy: Policy | None, counts: tuple[int, int], now: 
     return "expired" if over else str(state)
 
 
-@lru_cache(maxsize=KEPT)
-def read_of(purpose: str, disease: str | None, further: tuple[str, ...]) -> Read:
-    """The purposes of a request as rules see them."""
-    read = asserted(purpose, disease, further)
-    return Read(
-        read.reason if read.reading is Reading.UNKNOWN else None,
-        read.reason if read.reading is Reading.PEOPLE else None,
-        tuple(
-            (field if kind is None else kind, covering(field, kind)) for field, kind in read.each
-        ),
+def posed(request: Request) -> Posed:
+    """The request as it is put to policies, remembered for those that are asked again and again."""
+    return _posed(
+        request.action,
+        request.purpose,
+        request.disease,
+        request.further,
+        request.data_class,
+        request.study_id,
+        request.organisation,
+        request.commercial,
     )
-
-
-def refusal_of(request: Request, read: Read) -> str | None:
-    """Why no policy at all can permit this request; None if one may, or if people judge it."""
-    return read.unknown if request.action in USES else "request.unknown-use"
-
-
-def asked_of(request: Request, read: Read) -> list[Asked]:
-    """The request as rules see it, once for each of its purposes; none if people judge it."""
-    who = who_asks(request.study_id, request.organisation, commercial=request.commercial)
-    return [
-        Asked(request.action, code, above, request.data_class, who, request.commercial)
-        for code, above in read.fields
-    ]
 
 
 def limits_of(policy: Policy) -> Limits:
@@ -234,43 +223,74 @@ def beyond(limits: Limits, request: Request) -> str | None:
     return None
 
 
-def _refusal(standing: Standing | None, request: Request, read: Read) -> str | None:
-    """Why the question is not even put to the policy's rules; None if it is."""
-    if standing is not None and standing.objected:
-        return "consent.objected"
-    if standing is None or standing.state is State.NONE:
-        return "consent.none"
-    if standing.state is not State.ACTIVE or standing.policy is None:
-        return f"consent.{standing.state}"
-    if not standing.starts_at <= request.at < standing.ends_at:
-        return "consent.waiting" if request.at < standing.starts_at else "consent.ended"
-    return refusal_of(request, read) or beyond(limits_of(standing.policy), request)
-
-
-def _put(rule: Rule | None, request: Request, read: Read) -> _Said:
+def put(rule: Rule | None, at: int, question: Posed) -> Said:
     """What the whole policy says to every purpose of the request; each must be covered."""
     if rule is None:
         return _denial("policy.malformed")
-    if not rule.start <= request.at < rule.end:
+    if not rule.start <= at < rule.end:
         return _denial("policy.not-covered")
-    if read.people is not None:
-        return ABSTAIN, read.people, frozenset(), 0, 0
-    said: _Said | None = None
-    for asked in asked_of(request, read):
+    if question.people is not None:
+        return ABSTAIN, question.people, frozenset(), 0, 0
+    said: Said | None = None
+    for asked in question.asked:
         if not rule.head.matches(asked):
             return _denial("policy.not-covered")
-        answer = _answer(rule, asked, request.at)
+        answer = _answer(rule, asked, at)
         said = answer if said is None else _both(said, answer)
     return said or _denial("policy.not-covered")
 
 
-def _denial(reason: str) -> _Said:
+@lru_cache(maxsize=KEPT)
+def _posed(  # noqa: PLR0913, PLR0917  (what of a request rules are held against: the cache's key)
+    action: str,
+    purpose: str,
+    disease: str | None,
+    further: tuple[str, ...],
+    data_class: str,
+    study_id: str,
+    organisation: str,
+    commercial: bool,  # noqa: FBT001
+) -> Posed:
+    read = asserted(purpose, disease, further)
+    unknown = read.reason if read.reading is Reading.UNKNOWN else None
+    who = who_asks(study_id, organisation, commercial=commercial)
+    return Posed(
+        unknown if action in USES else "request.unknown-use",
+        read.reason if read.reading is Reading.PEOPLE else None,
+        tuple(
+            Asked(
+                action,
+                field if kind is None else kind,
+                covering(field, kind),
+                data_class,
+                who,
+                commercial,
+            )
+            for field, kind in read.each
+        ),
+    )
+
+
+def _refusal(standing: Standing | None, request: Request, question: Posed) -> str | None:
+    """Why the question is not even put to the policy's rules; None if it is."""
+    if standing is None:
+        return "consent.none"
+    if standing.objected:
+        return "consent.objected"
+    if standing.state is not State.ACTIVE or standing.policy is None:
+        return f"consent.{standing.state}"
+    if not standing.starts_at <= request.at < standing.ends_at:
+        return "consent.waiting" if request.at < standing.starts_at else "consent.ended"
+    return question.refused or beyond(limits_of(standing.policy), request)
+
+
+def _denial(reason: str) -> Said:
     return DENY, reason, frozenset(), 0, 0
 
 
-def _answer(rule: Rule, asked: Asked, at: int) -> _Said:
+def _answer(rule: Rule, asked: Asked, at: int) -> Said:
     """What a rule that matches says, with its exceptions."""
-    worst: _Said | None = None
+    worst: Said | None = None
     for child in rule.children:
         if child.start <= at < child.end and child.head.matches(asked):
             said = _answer(child, asked, at)
@@ -285,7 +305,7 @@ def _answer(rule: Rule, asked: Asked, at: int) -> _Said:
     return said if worst is None else _both(worst, said)
 
 
-def _both(first: _Said, second: _Said) -> _Said:
+def _both(first: Said, second: Said) -> Said:
     """The worse of two answers, under the duties and within the data window of both."""
     worse = second if second[0] > first[0] else first
     return (

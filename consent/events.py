@@ -21,6 +21,7 @@ from consent.store import (
     site_document,
     standings,
 )
+from consent.widening import widens
 from coop import members
 from coop.canonical import Json
 from coop.documents.consent import Consent, ConsentReceipt
@@ -296,7 +297,8 @@ def _check_time(speaker: Speaker | None, now: int) -> None:
 
 
 def _placed(event: str, earlier: Standing | None, after: Standing, index: int) -> Standing:
-    widened = index if event in WIDENING else (earlier.widened_index if earlier else -1)
+    gave = event in WIDENING and (event != "amend" or widens(earlier, after))
+    widened = index if gave else (earlier.widened_index if earlier else -1)
     return replace(after, log_index=index, widened_index=widened)
 
 

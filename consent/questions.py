@@ -9,7 +9,10 @@ Action = Literal["train-federated", "evaluate", "infer-aggregate"]
 
 
 def question_of(study: Study, action: Action, at: int, *, epsilon_micro: int) -> Request:
-    """What a study asks at the instant `at`.
+    """What a study asks at the instant `at`: of all her data, since rows bear no dates.
+
+    A study cannot say which of a row's values were recorded when, so a record whose owner opened
+    only part of her data by its date stays out as a whole.
 
     Args:
         study: The study.
@@ -28,4 +31,7 @@ def question_of(study: Study, action: Action, at: int, *, epsilon_micro: int) ->
         disease=study.disease,
         further=tuple(study.further_purposes),
         epsilon_micro=epsilon_micro,
+        # Of the public plan, never a count of today: held against what she wants to be among, a
+        # count would tell who decided what.
+        population=study.recipe.population,
     )

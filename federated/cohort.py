@@ -36,6 +36,7 @@ from federated.evaluation import gaussian
 from federated.mandate import OutOfTimeError, PurposeNotUnderstoodError
 from federated.mirror import HeldLease, Mirror
 from federated.models import Weights, check, weights_digest
+from federated.overlay import refuse_if_forbidden
 from federated.pace import even_pace
 from federated.permits import consent_request, permitted, shown_by
 from federated.records import all_pids, rows_of
@@ -121,6 +122,7 @@ def answer_cohort(
     Raises:
         BadQueryError: Outside the study's grammar, or the model's weights are missing.
         NotApprovedError, OutOfTimeError, PurposeNotUnderstoodError: Not within the approval.
+        HouseRuleError: This hospital's own rules forbid it.
         BudgetExhaustedError: The study's cohort line is spent here.
         WithdrawnError: A patient withdrew before the answer could leave.
         ChangedJobError: The job's id was used for another question.
@@ -184,6 +186,7 @@ def _task(site: Site, job: Mapping[str, Json], weights: Weights | None, at: int)
         raise OutOfTimeError("job: its time is over")
     if _USE not in study.uses:
         raise PurposeNotUnderstoodError(f"uses: the study does not ask for {_USE}")
+    refuse_if_forbidden(site, study, _USE, at)
     used = _check_query(asked.query, study, weights)
     named = {
         "study_sha256": approved.study_sha256,
@@ -301,6 +304,7 @@ def _numbers(rows: Rows, task: _Task, site: str) -> dict[str, Json]:
 def _refuse_if_withdrawn(site: Site, task: _Task, draw: Stored, fresh: HeldLease, at: int) -> None:
     with site.database.reading() as connection:
         approved_study(connection, site, task.approved.study_sha256).check_in_force(at)
+        refuse_if_forbidden(site, task.study, _USE, at)
         fresh.check()
         covered = _covered(connection, task, draw, fresh, at)
     if not covered:

@@ -13,7 +13,7 @@ import httpx
 import sqlalchemy as sa
 
 from coop.errors import CoopError
-from federated import after_restore, emergency
+from federated import after_restore, emergency, overlay
 from federated.accounting import sigma_for
 from federated.quarantine import RUNBOOK, acts, refusals
 from federated.site import Site
@@ -169,6 +169,7 @@ _CHECKS: Final[dict[str, Callable[[Site], dict[str, Any]]]] = {
     "database": _database,
     "pinned trust": _trust,
     "consent documents": _documents,
+    "own prohibitions": overlay.check,
     "restores": _restore,
     "broken glass": _emergencies,
     "hub over TLS": _hub,

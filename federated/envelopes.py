@@ -185,6 +185,7 @@ class Fold:
         for pid in [pid for pid in self.speakers if self.record_of(pid) == said.record]:
             for known in (self.speakers, self.standings, self.aside, self.keys_aside):
                 known.pop(pid, None)
+            self.denied.discard(pid)
         return ""
 
     def _event(self, envelope: Envelope) -> str:

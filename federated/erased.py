@@ -11,11 +11,12 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from consent.decide import Standing
 from coop.db import insert_ignore, metadata
 from coop.documents.envelope import open_document
 from coop.documents.erasure import Erasure
 from coop.errors import ConflictError, CoopError, Kind
-from federated.envelopes import Envelope
+from federated.envelopes import Envelope, Fold
 from federated.mirror_store import mirror_document
 from federated.quarantine import mirror_quarantine
 from federated.site import (
@@ -31,6 +32,11 @@ from federated.site import (
 )
 
 _TAG: Final = b"coop/erased/v1"
+_BY_THE_LOG: Final = {
+    "reason": "known from the log alone",
+    "registrar": "first person, by the log",
+    "second": "second person, by the log",
+}
 _OF_THE_PATIENT: Final = (code, enrolled, desk_document, custodial_key, patient_row, patient)
 """In an order that no row is left without the one it hangs on."""
 
@@ -99,6 +105,12 @@ def waiting(site: Site) -> set[str]:
         return set(connection.execute(query).scalars())
 
 
+def remaining(fold: Fold, gone: Collection[str]) -> dict[str, Standing]:
+    """How the chains stand, without erased records and those that `gone` names."""
+    out = fold.denied.union(gone)
+    return {p: s for p, s in fold.standings.items() if p not in out} if out else {**fold.standings}
+
+
 def refuse_shown(site: Site, entries: Collection[int]) -> None:
     """Return if none of these entries of the log was erased.
 
@@ -132,8 +144,8 @@ def purge(connection: sa.Connection, site: Site, envelopes: Iterable[Envelope]) 
             rows: list[dict[str, object]] = [{"log_index": index} for index in said.entries]
             insert_ignore(connection, mirror_erased, rows)
         # After a restore the act is known from the log alone; its words were in no backup.
-        blank = {"reason": "", "registrar": "", "second": "", "at": opened.at}
-        insert_ignore(connection, erasure, {"record": said.record, **blank})
+        row: dict[str, object] = {"record": said.record, "at": opened.at, **_BY_THE_LOG}
+        insert_ignore(connection, erasure, row)
         done = {"pid": None, "log_index": envelope.index}
         connection.execute(erasure.update().where(erasure.c.record == said.record).values(done))
         version = int(get_state(connection, "data_version") or 0)

@@ -71,9 +71,14 @@ def begin(
 def send(site: Site, client: Client, mirror: Mirror, *, now: int) -> list[str]:
     """Let the hub erase what waits, and then delete here; returns the records that are gone.
 
-    Each erasure names all that the log holds of the record, so it is signed only now.
+    Each erasure names all that the log holds of the record, so it is signed only now. A record of
+    which the hub holds something new (an enrolment that was under way) is erased once more.
     """
     done = []
+    for pid in mirror.shown_again():
+        with site.database.unit_of_work() as connection:
+            same = erasure.c.record == record_digest(site, pid)
+            connection.execute(erasure.update().where(same).values(pid=pid))
     with site.database.reading() as connection:
         rows = connection.execute(sa.select(erasure).where(erasure.c.pid.is_not(None))).all()
     for row in rows:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from coop.documents.study import MICRO
 from coop.errors import InvariantError
-from federated.evaluation import gaussian
 from federated.masked_sum import Vector
 
 FRACTION_BITS: Final = 24
@@ -59,6 +58,8 @@ def noised_sum(
         honest: h.
         rho_nano: What the ledger was debited for the whole sum.
     """
+    from federated.evaluation import gaussian  # noqa: PLC0415  (opendp; the hub draws nothing)
+
     bound = sensitivity(clip_micro, length)
     share = share_sigma_micro(sigma_micro, honest)
     if share * bound // MICRO < _SHARE_MIN:

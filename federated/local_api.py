@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coop import problems
 from coop.errors import CoopError, Kind, UnavailableError
-from federated import approval, coverage, custody, desk
+from federated import approval, coverage, custody, desk, overlay
 from federated.budget import debit, site_spend
 from federated.doctor import checks
 from federated.node import Node, clock, staff_token
@@ -103,6 +103,7 @@ def _status_routes(app: FastAPI, node: Node) -> None:
             "data_version": site.data_version(),
             "log_size": node.mirror.size(),
             "parts": node.health,
+            "overlay": overlay.facts(site, now=clock()),
         }
 
     @app.get("/local/v1/doctor")

@@ -13,7 +13,6 @@ The rules that the proof needs, each kept by this hospital's own database:
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import orjson
@@ -38,6 +37,9 @@ from federated.masked_sum import (
     sealed_shares,
 )
 from federated.masked_wire import (
+    KEYS,
+    REVEALED,
+    SEALED,
     Ask,
     AskKeys,
     AskMasked,
@@ -62,11 +64,6 @@ from federated.round import (
 )
 from federated.run_tables import VECTOR
 from federated.site import Site
-
-KEYS: Final = "keys"
-SEALED: Final = "sealed"
-REVEALED: Final = "revealed"
-"""Names of what the stages answer with, beside receipt and update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

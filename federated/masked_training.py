@@ -22,9 +22,11 @@ from federated import models
 from federated.collect import OFFLINE, WITHDRAWN, Asking, expected_of
 from federated.gate import Admitted, Gate, GateError
 from federated.integer_noise import norm_max, to_numbers
-from federated.masked_round import KEYS, REVEALED, SEALED
 from federated.masked_sum import MaskingError, TooFewPartiesError, check_setup, unmasked
 from federated.masked_wire import (
+    KEYS,
+    REVEALED,
+    SEALED,
     Ask,
     AskKeys,
     AskMasked,

@@ -14,6 +14,10 @@ from coop.errors import InvalidInputError, Kind
 SETUPS_MAX: Final = 256  # of one order; each can fail at most once
 STAGE: Final = "stage"
 ABOUT: Final = "about"
+KEYS: Final = "keys"
+SEALED: Final = "sealed"
+REVEALED: Final = "revealed"
+"""Names of what the stages answer with, beside receipt and update."""
 
 
 class MalformedStageError(InvalidInputError):

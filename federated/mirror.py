@@ -6,7 +6,7 @@ a lease only says *until when* and *under which log* that reading holds.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import RLock
@@ -90,7 +90,7 @@ class Mirror:
         """How every chain stands by the newest verified envelopes; says nothing of freshness."""
         gone = erased.waiting(self._site)
         with self._lock:
-            return _but(self._folded(self._site.trust), gone)
+            return erased.remaining(self._folded(self._site.trust), gone)
 
     def speakers(self) -> dict[str, Speakers]:
         """Who may speak for each record, by the newest verified envelopes.
@@ -108,6 +108,11 @@ class Mirror:
                 if pid not in gone | fold.denied
                 and not mirror_store.is_behind(speakers, newest.get(pid))
             }
+
+    def shown_again(self) -> set[str]:
+        """Erased records of which the hub holds something new; they are denied all the same."""
+        with self._lock:
+            return set(self._folded(self._site.trust).denied)
 
     def sync(self) -> int:
         """Fetch and verify what is new; returns the verified log size."""
@@ -234,7 +239,7 @@ class Mirror:
         self._fold, self._heads = fold, heads
         self._documents_to = subject.log_size
         # Denied from the desk's act on, whether or not the hub has erased yet.
-        standings = _but(fold, erased.waiting(self._site))
+        standings = erased.remaining(fold, erased.waiting(self._site))
         return HeldLease(
             document=asked.lease.document,
             digest=asked.lease.digest,
@@ -242,7 +247,7 @@ class Mirror:
             cosigned_size=cosigned,
             expires_boottime=asked.started + subject.seconds * (1 - DRIFT),
             standings=standings,
-            usable=self._usable(fold, cosigned) & standings.keys(),
+            usable=self._usable(fold, standings, cosigned),
         )
 
     def _grow(self, trust: Trust, text: str, leaves: Sequence[bytes]) -> None:
@@ -351,13 +356,15 @@ class Mirror:
     def _leaf(self, index: int) -> bytes:
         return self._tree.hashes(0, index, index + 1)
 
-    def _usable(self, fold: Fold, cosigned: int) -> frozenset[str]:
+    def _usable(
+        self, fold: Fold, standings: Mapping[str, Standing], cosigned: int
+    ) -> frozenset[str]:
         """Pids whose chain is active by an event that the witnesses saw, under today's key."""
         newest = mirror_store.newest_enrolments(self._site)
         ended = mirror_store.ended_representations(self._site)
         return frozenset(
             pid
-            for pid, standing in fold.standings.items()
+            for pid, standing in standings.items()
             if standing.state is State.ACTIVE
             and 0 <= standing.widened_index < cosigned
             # A hub that withholds a key change would let a lost key go on speaking, or a
@@ -385,11 +392,6 @@ class Mirror:
         if self._tree.root(seen.size) != seen.root:
             self._convict(text)
         return seen.size
-
-
-def _but(fold: Fold, gone: Collection[str]) -> dict[str, Standing]:
-    """How the chains stand, without erased records."""
-    return {p: s for p, s in fold.standings.items() if p not in gone and p not in fold.denied}
 
 
 def _leaves(answer: object) -> list[bytes]:

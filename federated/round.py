@@ -42,6 +42,7 @@ from federated.integer_noise import noised_sum
 from federated.mandate import Mandate, open_order, verify
 from federated.mirror import HeldLease, Mirror
 from federated.models import Weights, predict
+from federated.overlay import refuse_if_forbidden
 from federated.pace import even_pace
 from federated.permits import consent_request, permitted, shown_by
 from federated.records import all_pids, rows_of
@@ -141,6 +142,7 @@ def answer_round(
 
     Raises:
         NotApprovedError, OrderMismatchError, PlanMismatchError, …: (1), see `federated.mandate`.
+        HouseRuleError: (1) or (6), this hospital's own rules forbid it.
         LeaseExpiredError and the mirror's refusals: (2) or (6) cannot know the consents.
         BudgetExhaustedError: (4) cannot debit.
         WithdrawnError: (6) found a withdrawal, whether or not of the cohort.
@@ -186,7 +188,7 @@ def mandate_of(site: Site, asked: RoundInput, at: int) -> Mandate:
     order = open_order(asked.order, hub_did)
     with site.database.reading() as connection:
         approved = approved_study(connection, site, order.subject.study_sha256)
-    return verify(
+    mandate = verify(
         approved,
         order,
         asked.request,
@@ -195,6 +197,8 @@ def mandate_of(site: Site, asked: RoundInput, at: int) -> Mandate:
         hub_did=hub_did,
         now=at,
     )
+    refuse_if_forbidden(site, mandate.study, mandate.action, at)
+    return mandate
 
 
 def _known(connection: sa.Connection, mandate: Mandate) -> Stored | None:
@@ -309,6 +313,7 @@ def _refuse_if_withdrawn(
     with site.database.reading() as connection:
         covered = budget.permitted_by(connection, answer.debit_sequence)
         approved_study(connection, site, mandate.approved.study_sha256).check_in_force(at)
+    refuse_if_forbidden(site, mandate.study, mandate.action, at)
     fresh.check()
     if not _all_permit(mandate, fresh, covered, at):
         _discard(site, answer)

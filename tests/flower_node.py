@@ -76,7 +76,8 @@ def main() -> None:
             runtime_port=int(port),
         )
     )
-    app = client_app.make_app(answer_with(site, SigningKey(bytes.fromhex(seed)), float(pause)))
+    answer = answer_with(site, SigningKey(bytes.fromhex(seed)), float(pause))
+    app = client_app.make_app(answer, lambda _: {})
     try:
         executor.serve(f"127.0.0.1:{port}", secret, app, {fab_hash()}, threading.Event())
     finally:

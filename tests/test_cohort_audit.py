@@ -506,6 +506,7 @@ def test_a_file_that_was_changed_is_refused(trained: Trained, file: File, name: 
 
 def test_another_challenge_than_the_logs_is_refused(coop: World, trained: Trained, file: File):
     """A later checkpoint, one before the receipt, one that only the hospital itself cosigned."""
+    coop.newcomers(1)  # so that there is a later one, whichever test ran before
     with coop.database.reading() as connection:
         sites = members.site_dids(connection)
         fresh = coop.journal.receipt(connection, trained.receipt.digest, sites=sites)

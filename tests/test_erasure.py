@@ -22,6 +22,7 @@ from coop.client import RemoteError
 from coop.db import Database, metadata
 from coop.documents.envelope import issue
 from coop.documents.erasure import Erasure
+from coop.enrolment import redemption
 from coop.errors import CoopError, InvalidInputError
 from coop.journal.audit import audit
 from coop.journal.commitments import commitment_of_digest, leaf_of
@@ -30,7 +31,7 @@ from coop.journal.rows import signed_document
 from coop.journal.store import Journal
 from coop.keys import SigningKey
 from coop.verify import verify_log
-from federated import desk, erasure
+from federated import desk, erased, erasure
 from federated.erased import ErasedRecordError
 from federated.importers import import_csv
 from federated.mirror import Mirror
@@ -299,6 +300,30 @@ def test_a_hub_that_kept_what_it_had_to_forget_cannot_bring_her_back(
         assert her.pid not in mirror.speakers()
 
 
+def test_an_enrolment_that_was_under_way_is_erased_too_and_lets_nobody_in(
+    hub: ConsentHub, hospitals: list[Hospital], people: list[Person]
+):
+    house, her = hospitals[0], people[0]
+    code = desk.enrol(house.site, ["record 0"], method="demo", now=clock())["record 0"]
+    sent = redemption(code, SigningKey.generate())
+    hub.registry.redeem([sent], None)
+    late = desk.answer(house.site, [sent], now=clock())  # signed, not sent yet
+    erase(house, her)
+    hub.registry.add_enrolments("basel", late.documents)
+    assert her.pid in everything(hub.database)
+    lease = house.mirror.lease()
+    assert trains(lease) == {people[1].pid, people[2].pid}
+    assert house.mirror.shown_again() == {her.pid}
+    assert her.pid not in house.mirror.speakers()
+    # The running node sees to it, also one that was restored and knows the act from the log alone.
+    with house.site.database.unit_of_work() as connection:
+        connection.execute(erased.erasure.update().values(erased._BY_THE_LOG))
+    erasure.send(house.site, house.client, house.mirror, now=clock())
+    assert house.mirror.shown_again() == set()
+    assert her.pid not in everything(house.site.database) + everything(hub.database)
+    assert trains(house.mirror.lease()) == {people[1].pid, people[2].pid}
+
+
 def test_a_hospital_restored_from_an_older_backup_erases_again(
     hub: ConsentHub, hospitals: list[Hospital], people: list[Person], tmp_path: Path
 ):
@@ -383,8 +408,10 @@ def test_an_erasure_costs_hub_and_hospital_together_less_than_50_ms(
     assert sorted(took)[len(took) // 2] < 0.050
 
 
-def test_the_whole_hub_forgets_a_record_with_its_pools_and_its_account(tmp_path: Path):
-    with world(tmp_path) as here:
+def test_the_whole_hub_forgets_a_record_with_its_pools_and_its_account(
+    tmp_path: Path, database: Database
+):
+    with world(tmp_path, database.url) as here:
         cleveland = here.actors["cleveland"]
         lease = cleveland.ok("GET", f"/v1/lease?nonce={'0' * 32}&documents=0")
         entries = [item["index"] for item in lease["documents"] if item["pid"] == PID]
@@ -402,10 +429,8 @@ def test_the_whole_hub_forgets_a_record_with_its_pools_and_its_account(tmp_path:
         ada = here.actors["ada"]
         assert ada.ok("GET", "/v1/me") == {"pids": []}
         assert ada.send("GET", f"/v1/consents/{PID}").status_code == 404
-        database = here.database()
         left = everything(database)
         assert PID not in left
         journal = Journal(database, here.folder.log_key, here.folder.origin, clock)
         with database.reading() as connection:
             assert audit(connection, journal).erased == len(entries) + 1
-        database.close()

@@ -141,8 +141,9 @@ def _left(found: Mapping[str, Any]) -> str:
         "retire": f"at {found['percent']} % it is retired",
     }[found["policy"]]
     return (
-        f"left:    {found['withdrawn']} of the {found['permitted']} patients who permitted its study "
-        f"have withdrawn since; rounds 1 to {found['rounds']} may have used their records; {rule}"
+        f"left:    {found['withdrawn']} of the {found['permitted']} patients who permitted its "
+        f"study have withdrawn since; rounds 1 to {found['rounds']} may have used their "
+        f"records; {rule}"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from budget import budget
 from doors_world import PID, World, now, world
 
 from consent.notice import shipped

@@ -131,9 +131,10 @@ def apply(
         under=speaker.representation,
     )
     if standing is None or event.event in {"grant", "amend", "resume"}:
+        if standing is None or gives(event.event, standing, made):
+            return made
         # What a change leaves of an older grant rests on that grant, and on who witnessed it.
-        narrows = event.event == "amend" and not widens(standing, made)
-        return replace(made, widened_index=standing.widened_index) if narrows and standing else made
+        return replace(made, widened_index=standing.widened_index)
     if event.event == "lift":
         # It gives back what was given before, within the time of both.
         return replace(
@@ -168,6 +169,13 @@ def after_event(standing: Standing | None, event: str) -> tuple[State, bool]:
     if after is None:
         raise ConsentChainError(f"event: {event} is not possible while {state}")
     return after, objected
+
+
+def gives(event: str, before: Standing | None, after: Standing) -> bool:
+    """Whether an event gives anything: a change of policy that only takes away does not."""
+    if event != "amend" or before is None or before.objected:
+        return event in WIDENING
+    return widens(before, after)
 
 
 def check_speaker(event: Consent, speaker: Speaker | None) -> Speaker:

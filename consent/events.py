@@ -7,7 +7,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from consent import freshness
-from consent.chain import WIDENING, after_event, apply
+from consent.chain import WIDENING, after_event, apply, gives
 from consent.decide import Standing, State
 from consent.lease import EFFECTIVE_S
 from consent.notice_store import check_shown, published
@@ -21,7 +21,6 @@ from consent.store import (
     site_document,
     standings,
 )
-from consent.widening import widens
 from coop import members
 from coop.canonical import Json
 from coop.documents.consent import Consent, ConsentReceipt
@@ -297,8 +296,8 @@ def _check_time(speaker: Speaker | None, now: int) -> None:
 
 
 def _placed(event: str, earlier: Standing | None, after: Standing, index: int) -> Standing:
-    gave = event in WIDENING and (event != "amend" or widens(earlier, after))
-    widened = index if gave else (earlier.widened_index if earlier else -1)
+    before = earlier.widened_index if earlier else -1
+    widened = index if gives(event, earlier, after) else before
     return replace(after, log_index=index, widened_index=widened)
 
 

@@ -16,6 +16,7 @@ from consent.events import Events, OnRevoked, enrolled_or_refused
 from consent.lease import Leases
 from consent.people import People, people_before
 from consent.policy import preset_of, summary
+from consent.roster import Roster
 from consent.store import (
     Enrolled,
     consent_draft,
@@ -26,13 +27,12 @@ from consent.store import (
     events_by_digest,
     representation,
     snapshot,
-    standing_of,
     standings,
 )
 from coop import members
 from coop.canonical import Json
 from coop.db import Database
-from coop.documents.provision import TIME_MAX, Policy
+from coop.documents.provision import TIME_MAX
 from coop.errors import CoopError, InvalidInputError, NotFoundError
 from coop.journal.store import Journal
 from coop.keys import SigningKey
@@ -40,7 +40,6 @@ from coop.passkeys import RelyingParty
 
 BATCH_MAX: Final = 1000
 HISTORY_PAGE: Final = 200  # events in one answer, each with its proofs: about 2 MB
-POLICIES_KEPT: Final = 4096  # about 20 MB
 Restriction = Literal["revoke", "suspend", "reject", "object"]
 _AFTER: Final[Mapping[str, State]] = {
     "revoke": State.REVOKED,
@@ -79,8 +78,7 @@ class Registry:
         self._did = hub_key.did
         self.passkeys = passkeys
         self._leases = Leases(database, journal, hub_key, now)
-        self._parsed: dict[str, Policy] = {}
-        """Policies by their text: patients choose one of few; emptied when they do not."""
+        self._roster = Roster()
 
     # -- enrolment ---------------------------------------------------------------------------------
 
@@ -319,19 +317,9 @@ class Registry:
 
     def permitted(self, request: Request) -> dict[str, list[str]]:
         """Pids by site whose consent permits `request`, as registered; sites without any too."""
-        if len(self._parsed) > POLICIES_KEPT:
-            self._parsed = {}
         with snapshot(self.database) as connection:
-            found: dict[str, list[str]] = {name: [] for name in members.site_dids(connection)}
-            query = (
-                sa.select(consent_head)
-                .where(consent_head.c.state == State.ACTIVE)
-                .order_by(consent_head.c.pid)
-            )
-            for row in connection.execute(query):
-                if decide(standing_of(row, self._parsed), request).permits:
-                    found.setdefault(row.site, []).append(row.pid)
-        return found
+            none: dict[str, list[str]] = {name: [] for name in members.site_dids(connection)}
+            return none | self._roster.permitted(connection, request)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Enrolments and consent states by site, for operators."""

@@ -55,7 +55,7 @@ def withdrawals(connection: sa.Connection, journal: Journal, row: ModelRow) -> W
         .join(pool_change, pool_change.c.id == first.c.id)
         .where(pool_table.c.model_id == row.model_id)
     ).one()
-    records = row.card["record_sha256s"]
+    records = row.card.get("record_sha256s")
     return Withdrawals(
         rule=_rule(connection, journal, row),
         permitted=int(begun),

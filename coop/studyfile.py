@@ -34,6 +34,7 @@ _UNITS: Final[Mapping[str, Mapping[str, tuple[str, int]]]] = {
         "clip": ("clip_micro", MICRO),
         "gain": ("gain_micro", MICRO),
     },
+    "source": {"low": ("low_micro", MICRO), "high": ("high_micro", MICRO)},
     "recipe": {"learning_rate": ("learning_rate_micro", MICRO), "clip": ("clip_micro", MICRO)},
     "budget": {
         "epsilon": ("epsilon_micro", MICRO),
@@ -156,13 +157,19 @@ def _in_units(written: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
     study["features"] = {
         **schema_part,
         "features": [
-            _part(feature, "feature", f"features.features.{position}.")
+            _sourced(
+                _part(feature, "feature", f"features.features.{position}."),
+                f"features.features.{position}.",
+            )
             for position, feature in enumerate(schema_part["features"])
         ],
     }
+    study["label"] = _sourced(written["label"], "label.")
+    if "index" in written:
+        study["index"] = _index(written["index"])
     for name in ("recipe", "budget"):
         study[name] = _part(written[name], name, f"{name}.")
-    study["expires"] = _time(written["expires"])
+    study["expires"] = _time(written["expires"], "expires")
     if "ethics_document" in study:
         study["ethics_sha256"] = _digest_of(folder / study.pop("ethics_document"))
     return study
@@ -180,6 +187,32 @@ def _part(written: Mapping[str, Any], part: str, where: str) -> dict[str, Any]:
     return read
 
 
+def _sourced(part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A feature or the label with its source, if it has one, as it will be signed."""
+    if "source" not in part:
+        return {**part}
+    source = _part(part["source"], "source", f"{where}source.")
+    if "codes" in source:
+        source["codes"] = _codes(source["codes"])
+    if "values" in source:
+        source["values"] = {name: _codes(codes) for name, codes in source["values"].items()}
+    return {**part, "source": source}
+
+
+def _index(written: Mapping[str, Any]) -> dict[str, Any]:
+    index = {**written}
+    if "date" in index:
+        index["at"] = _time(index.pop("date"), "index.date")
+    if "codes" in index:
+        index["codes"] = _codes(index["codes"])
+    return index
+
+
+def _codes(written: Mapping[str, list[int | str]]) -> dict[str, list[str]]:
+    """Codes are text, also those that look like numbers (SNOMED, OMOP concepts)."""
+    return {system: [str(code) for code in codes] for system, codes in written.items()}
+
+
 def _whole(value: object, scale: int, where: str) -> int:
     text = str(value)
     try:
@@ -194,13 +227,13 @@ def _whole(value: object, scale: int, where: str) -> int:
     return int(exact)
 
 
-def _time(value: int | str) -> int:
+def _time(value: int | str, where: str) -> int:
     if isinstance(value, int):
         return value
     try:
         return int(datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
     except ValueError as error:
-        raise StudyFileError("expires: must be a date like 2030-01-01 (UTC)") from error
+        raise StudyFileError(f"{where}: must be a date like 2030-01-01 (UTC)") from error
 
 
 def _digest_of(path: Path) -> str:

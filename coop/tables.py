@@ -19,6 +19,7 @@ OWNERS: Final = (
     "consent.notice_store",
     "consent.proofs.counting",
     "federated.site",
+    "federated.quality",
     "federated.mirror",
     "federated.approval",
     "federated.budget",

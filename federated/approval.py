@@ -262,6 +262,7 @@ def approved_studies(connection: sa.Connection) -> list[dict[str, Any]]:
                 "title": entry.study.title,
                 "study": entry.study,
                 "approval_sha256": row.digest,
+                "data_version": entry.approval.data_version,
                 "epsilon_cap_micro": entry.approval.epsilon_cap_micro,
                 "expires": entry.approval.expires,
                 "approved_at": row.at,

@@ -1,4 +1,4 @@
-"""Cohort questions: a noised count, and a noised sum of risks, over patients who permit it.
+"""Cohort questions: noised counts, tables and sums of risks, over patients who permit it.
 
 The grammar is closed: conjunctions of conditions on fields the approved study lists. Everyone whose
 row is looked at pays, whether she matches or not. The same question at the same data version is
@@ -48,6 +48,7 @@ from federated.round import (
     wall_clock,
 )
 from federated.site import Site, get_state
+from federated.tables import tabulate
 from federated.usable import risk_micro
 
 _USE: Final = "infer-aggregate"
@@ -95,7 +96,7 @@ class _Task:
     @property
     def rho_part_nano(self) -> int:
         """What each released number costs."""
-        return self.query.rho_nano // (1 if self.query.release == "count" else 2)
+        return self.query.rho_nano // (2 if self.query.release == "count-and-mean-risk" else 1)
 
 
 @even_pace()
@@ -215,9 +216,11 @@ def _check_query(query: CohortQuery, study: Study, weights: Weights | None) -> W
             raise BadQueryError(f"where.{condition.field}: needs a number or a text, not the other")
     if query.rho_nano < study.budget.cohort_question_min_nano:
         raise BadQueryError("rho_nano: less than a thousandth of the study's cohort line")
-    if query.release == "count":
+    if problem := query.table_problem(study.cohort):
+        raise BadQueryError(problem)
+    if query.release != "count-and-mean-risk":
         if query.model_id is not None:
-            raise BadQueryError("model_id: a count needs no model")
+            raise BadQueryError("model_id: only a mean risk needs a model")
         return None
     if query.model_id is None or weights is None:
         raise BadQueryError("model_id: a mean risk needs a released model")
@@ -246,7 +249,8 @@ def _known(connection: sa.Connection, task: _Task) -> Stored | None:
 
 def _grant(site: Site, task: _Task, lease: HeldLease, at: int) -> Stored:
     with site.database.reading() as connection:
-        willing = permitted(lease, all_pids(connection), consent_request(task.study, _USE, at))
+        pids = all_pids(connection, task.study.extract)
+        willing = permitted(lease, pids, consent_request(task.study, _USE, at))
     with site.database.unit_of_work() as connection:
         budget.lock(connection)
         known = _known(connection, task)
@@ -279,7 +283,8 @@ def _compute(site: Site, task: _Task, draw: Stored, lease: HeldLease, at: int) -
     with site.database.reading() as connection:
         if not _covered(connection, task, draw, lease, at):
             _discard(site, draw)
-        rows = rows_of(connection, budget.cohort_of(connection, draw.debit_sequence))
+        members = budget.cohort_of(connection, draw.debit_sequence)
+        rows = rows_of(connection, members, task.study.extract)
     lease.check()
     numbers = _numbers(rows, task, site.name)
     with site.database.unit_of_work() as connection:
@@ -291,6 +296,9 @@ def _numbers(rows: Rows, task: _Task, site: str) -> dict[str, Json]:
     chosen = [row for _, row in rows if matches(row, task.query.where)]
     cost = task.rho_part_nano
     sigma = sigma_micro_for(cost)
+    if task.query.cells:
+        noised: list[Json] = list(gaussian(tabulate(chosen, task.query), sigma, cost))
+        return {"cells": noised}
     if task.weights is None:
         (count,) = gaussian([len(chosen)], sigma, cost)
         return {"count": count}
@@ -337,13 +345,18 @@ def _release(
     committed = arrange(members, draw.places, bytes.fromhex(draw.seed))
     sigma = sigma_micro_for(task.rho_part_nano)
     risk = numbers.get("risk_sum_micro")
+    table = numbers.get("cells")
+    cells = [int(str(cell)) for cell in table] if isinstance(table, list) else None
+    count = int(str(numbers["count"])) if cells is None else sum(cells)
     subject = CohortAnswer(
         job_id=task.job.subject.job_id,
         job_sha256=task.job.digest,
         site=site.name,
         lease_sha256=draw.lease_sha256,
-        count_noised=int(str(numbers["count"])),
+        count_noised=count,
         risk_sum_noised_micro=None if risk is None else int(str(risk)),
+        cells_noised=cells,
+        # Of a table it is the noise of each cell.
         sigma_count_micro=sigma,
         sigma_risk_micro=None if risk is None else sigma,
         rho_nano=task.query.rho_nano,

@@ -2,30 +2,59 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from consent.decide import Standing, decide
 from coop.documents.study import Study
+from federated import quality as figures
 from federated.approval import approved_studies
 from federated.mirror import Mirror
 from federated.permits import consent_request
-from federated.records import all_pids, rows_of
-from federated.site import Site, quarantine
+from federated.records import all_pids, extracts
+from federated.site import Site, patient, quarantine
+
+_NEWEST: Final = 2**62  # as a data version: whatever came last
 
 
-def quality(site: Site) -> dict[str, Any]:
-    """Completeness of every field and what the importer refused."""
-    present: Counter[str] = Counter()
-    rows = 0
+def quality(site: Site, *, now: int) -> dict[str, Any]:
+    """Completeness of every field, what the importers refused, and what moved since an approval."""
     with site.database.reading() as connection:
-        for _pid, row in rows_of(connection, all_pids(connection)):
-            rows += 1
-            present.update(name for name, value in row.items() if value is not None)
+        reports = figures.reports(connection)
+        held = {name: figures.of_extract(connection, name) for name in extracts(connection)}
         refused = connection.scalar(sa.select(sa.func.count()).select_from(quarantine))
-    fields = {name: {"present": count, "missing": rows - count} for name, count in present.items()}
-    return {"patients": rows, "quarantined": refused, "fields": dict(sorted(fields.items()))}
+        patients = connection.scalar(sa.select(sa.func.count()).select_from(patient))
+        moved = approved_drift(connection, now=now)
+    fields: dict[str, dict[str, int]] = {}
+    for extract, profile in held.items():
+        of = f"{reports[extract]['study_id']}: " if extract in reports else ""
+        for name, said in profile["fields"].items():
+            missing = profile["patients"] - said["present"]
+            fields[f"{of}{name}"] = {"present": said["present"], "missing": missing}
+    return {
+        "patients": patients,
+        "quarantined": refused,
+        "fields": fields,
+        "imports": list(reports.values()),
+        "drift": moved,
+    }
+
+
+def approved_drift(connection: sa.Connection, *, now: int) -> list[dict[str, Any]]:
+    """Studies approved here whose data moved since then, beyond the bounds of `quality`."""
+    moved = []
+    for entry in approved_studies(connection):
+        if entry["revoked_at"] is not None or now >= entry["expires"]:
+            continue
+        study: Study = entry["study"]
+        then = figures.profile_at(connection, study.extract, entry["data_version"])
+        newest = figures.profile_at(connection, study.extract, _NEWEST)
+        found = figures.drift(study, then, newest) if then and newest else []
+        if found:
+            named = {name: entry[name] for name in ("study_id", "version", "data_version")}
+            moved.append({**named, "moved": found})
+    return moved
 
 
 def by_study(site: Site, mirror: Mirror, *, now: int) -> list[dict[str, Any]]:
@@ -35,13 +64,13 @@ def by_study(site: Site, mirror: Mirror, *, now: int) -> list[dict[str, Any]]:
     """
     standings = mirror.standings()
     with site.database.reading() as connection:
-        pids = all_pids(connection)
         studies = approved_studies(connection)
+        pids = {e["study"].extract: all_pids(connection, e["study"].extract) for e in studies}
     return [
         {
             "study_id": entry["study_id"],
             "version": entry["version"],
-            **_effects(entry["study"], pids, standings, now),
+            **_effects(entry["study"], pids[entry["study"].extract], standings, now),
         }
         for entry in studies
     ]
@@ -50,7 +79,7 @@ def by_study(site: Site, mirror: Mirror, *, now: int) -> list[dict[str, Any]]:
 def of_study(site: Site, mirror: Mirror, study: Study, *, now: int) -> dict[str, int]:
     """The same of one study, approved or not."""
     with site.database.reading() as connection:
-        pids = all_pids(connection)
+        pids = all_pids(connection, study.extract)
     return _effects(study, pids, mirror.standings(), now)
 
 

@@ -13,7 +13,7 @@ import httpx
 import sqlalchemy as sa
 
 from coop.errors import CoopError
-from federated import after_restore, emergency, overlay
+from federated import after_restore, coverage, emergency, overlay
 from federated.accounting import sigma_for
 from federated.quarantine import RUNBOOK, acts, refusals
 from federated.site import Site
@@ -136,6 +136,23 @@ def _emergencies(site: Site) -> dict[str, Any]:
     }
 
 
+def _approved_data(site: Site) -> dict[str, Any]:
+    with site.database.reading() as connection:
+        moved = coverage.approved_drift(connection, now=int(time.time()))
+    said = [
+        f"{entry['study_id']} v{entry['version']}: {first['field']}, {first['what']} "
+        f"{first['then']:g} then, {first['now']:g} now"
+        for entry in moved
+        for first in entry["moved"][:1]
+    ]
+    return {
+        "ok": not moved,
+        "found": "; ".join(said) or "is what the approvals were given for",
+        "fix": "the approval was given for other data: see `coop hospital quality`, mend the "
+        "import, or take the approval back in the console and approve again",
+    }
+
+
 def _restore(site: Site) -> dict[str, Any]:
     said = after_restore.facts(site)
     if said["settled"]:
@@ -170,6 +187,7 @@ _CHECKS: Final[dict[str, Callable[[Site], dict[str, Any]]]] = {
     "pinned trust": _trust,
     "consent documents": _documents,
     "own prohibitions": overlay.check,
+    "approved data": _approved_data,
     "restores": _restore,
     "broken glass": _emergencies,
     "hub over TLS": _hub,

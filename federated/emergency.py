@@ -141,7 +141,7 @@ def break_glass(
         )
     # (4)
     with site.database.reading() as connection:
-        rows = rows_of(connection, [pid])
+        rows = rows_of(connection, [pid], study.extract)
     risk = risk_micro(rows[0][1], model.weights, study, site.name) if rows else None
     if risk is None:
         raise UnreadableRecordError("record: the model cannot read it; nothing was computed")

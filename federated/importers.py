@@ -1,7 +1,7 @@
-"""Bring a hospital's extract in: every line is checked, a bad line is set aside, none is guessed.
+"""Bring a hospital's table in: every line is checked, a bad line is set aside, none is guessed.
 
-A re-import gives every patient the same pid and replaces her row. A data dictionary says what may
-stand in a column; the bundled one is `federated/data/dictionary.json`.
+CSV or Parquet, one line a patient. A data dictionary says what may stand in a column; the bundled
+one is `federated/data/dictionary.json`.
 """
 
 import csv
@@ -11,29 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TextIO
 
-import orjson
-import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coop.errors import InvalidInputError, Kind, NotFoundError
+from federated import parquet
 from federated.data import FOLDER
-from federated.erased import erased_among
-from federated.site import (
-    RECORD_KEY_CHARACTERS_MAX,
-    Site,
-    get_state,
-    patient,
-    patient_row,
-    put_state,
-    quarantine,
-)
+from federated.intake import Aside, keep, look
+from federated.records import TABLE
+from federated.site import RECORD_KEY_CHARACTERS_MAX, Site
 
 FILE_BYTES_MAX: Final = 2**30  # a million patients with 200 fields are about 1 GB
 ROWS_MAX: Final = 5_000_000
 LINE_CHARACTERS_MAX: Final = 65_536  # 256 fields of 200 characters are 51,200
 COLUMNS_MAX: Final = 1024
 QUARANTINED_MAX: Final = 1000  # kept per file; a file with more is another format, not bad luck
-_BATCH: Final = 500
 
 Value = float | str | bool
 
@@ -102,8 +93,21 @@ class ImportReport:
     """Patients read from the file."""
     new: int
     changed: int
+    alike: int
+    """Patients whose row is exactly another's: the same person twice, or chance."""
     quarantined: list[Quarantined]
     data_version: int
+
+
+def read_table(path: Path, dictionary: Dictionary) -> Extract:
+    """Read and check a `.parquet` file, or else a CSV file, without storing anything.
+
+    Raises:
+        UnreadableFileError: The file as a whole cannot be an extract.
+    """
+    if path.suffix.lower() == ".parquet":
+        return read_parquet(path, dictionary)
+    return read_csv(path, dictionary)
 
 
 def read_csv(path: Path, dictionary: Dictionary) -> Extract:
@@ -128,43 +132,56 @@ def read_csv(path: Path, dictionary: Dictionary) -> Extract:
     return extract
 
 
-def import_csv(site: Site, path: Path, dictionary: Dictionary | None = None) -> ImportReport:
-    """Store an extract: all good lines in one transaction, the bad ones in quarantine.
+def read_parquet(path: Path, dictionary: Dictionary) -> Extract:
+    """The same for a Parquet file: what a cell may hold is judged as if it were written in a CSV.
 
-    Guarantees: the same record key always gets the same pid; the data version goes up exactly when
-    a row is new or differs; patients who are not in the file stay; an erased one stays away.
+    Raises:
+        UnreadableFileError: The file as a whole cannot be an extract.
+    """
+    _check_file(path)
+    extract = Extract()
+    try:
+        with parquet.table(path) as (names, rows):
+            header = _checked_header([name.strip() for name in names], dictionary)
+            for number, cells in enumerate(rows, start=2):
+                _take(extract, header, (number, cells), dictionary)
+    except parquet.NotParquetError as error:
+        raise UnreadableFileError(f"{path.name}: is not a Parquet file, or damaged") from error
+    return extract
+
+
+def import_csv(
+    site: Site, path: Path, dictionary: Dictionary | None = None, *, dry_run: bool = False
+) -> ImportReport:
+    """Store a table: all good lines in one transaction, the bad ones in quarantine.
+
+    Args:
+        site: This hospital.
+        path: CSV, or Parquet by its suffix.
+        dictionary: The bundled one by default.
+        dry_run: Read and check only.
 
     Raises:
         UnreadableFileError: Nothing was stored.
     """
-    extract = read_csv(path, dictionary or Dictionary.load())
-    wanted = {
-        site.pid_of(key): (key, orjson.dumps(values, option=orjson.OPT_SORT_KEYS).decode())
-        for key, values in extract.patients.items()
-    }
-    # One transaction: a crash in the middle of an import leaves the version before it.
-    with site.database.unit_of_work() as connection:
-        for pid in erased_among(connection, site, wanted):
-            del wanted[pid]  # she was erased here: another file does not bring her back
-        held = _held(connection, sorted(wanted))
-        fresh = [pid for pid in wanted if pid not in held]
-        changed = [pid for pid in wanted if pid in held and held[pid] != wanted[pid][1]]
-        _insert(connection, wanted, fresh)
-        for pid in changed:
-            connection.execute(
-                sa.update(patient_row).where(patient_row.c.pid == pid).values(row=wanted[pid][1])
-            )
-        _set_aside(connection, path.name, extract.quarantined)
-        version = int(get_state(connection, "data_version") or 0)
-        if fresh or changed:
-            version += 1
-            put_state(connection, "data_version", str(version))
+    extract = read_table(path, dictionary or Dictionary.load())
+    rows = extract.patients.items()
+    if dry_run:
+        kept = look(rows)
+        kept.data_version = site.data_version()
+    else:
+        bad = [
+            Aside(file=path.name, line=entry.line, reason=entry.reason)
+            for entry in extract.quarantined
+        ]
+        kept = keep(site, rows, extract=TABLE, files=[path.name], aside=lambda: bad)
     return ImportReport(
-        rows=len(wanted),
-        new=len(fresh),
-        changed=len(changed),
+        rows=kept.rows,
+        new=kept.new,
+        changed=kept.changed,
+        alike=kept.alike,
         quarantined=extract.quarantined,
-        data_version=version,
+        data_version=kept.data_version,
     )
 
 
@@ -200,6 +217,10 @@ def _header(file: TextIO, dictionary: Dictionary) -> list[str]:
         names = _cells(next(_lines(file), ""))
     except _BadLineError as error:
         raise UnreadableFileError(f"header: {error}") from error
+    return _checked_header(names, dictionary)
+
+
+def _checked_header(names: list[str], dictionary: Dictionary) -> list[str]:
     if len(names) > COLUMNS_MAX:
         raise UnreadableFileError(f"header: more than {COLUMNS_MAX} columns")
     if dictionary.record_key not in names:
@@ -215,16 +236,20 @@ def _header(file: TextIO, dictionary: Dictionary) -> list[str]:
 
 
 def _take(
-    extract: Extract, header: list[str], numbered: tuple[int, str], dictionary: Dictionary
+    extract: Extract,
+    header: list[str],
+    numbered: tuple[int, str | list[str]],
+    dictionary: Dictionary,
 ) -> None:
     """Put one line into `extract`: among the patients, or in quarantine."""
     number, line = numbered
-    if not line.strip():
+    if isinstance(line, str) and not line.strip():
         return  # an empty line at the end of a file is not a patient
     if len(extract.patients) >= ROWS_MAX:
         raise UnreadableFileError(f"more than {ROWS_MAX} patients; split the file")
     try:
-        key, values = _parsed(header, _cells(line), dictionary, extract.patients)
+        cells = _cells(line) if isinstance(line, str) else line
+        key, values = _parsed(header, cells, dictionary, extract.patients)
     except _BadLineError as bad:
         if len(extract.quarantined) >= QUARANTINED_MAX:
             raise UnreadableFileError(
@@ -281,33 +306,3 @@ def _number(name: str, text: str, rule: FieldRule) -> float:
     if not (math.isfinite(number) and rule.min <= number <= rule.max):
         raise _BadLineError(f"{name}: must be a number from {rule.min:g} to {rule.max:g}")
     return number
-
-
-def _held(connection: sa.Connection, pids: list[str]) -> dict[str, str]:
-    held: dict[str, str] = {}
-    for start in range(0, len(pids), _BATCH):
-        some = pids[start : start + _BATCH]
-        rows = connection.execute(sa.select(patient_row).where(patient_row.c.pid.in_(some)))
-        held |= {row.pid: row.row for row in rows}
-    return held
-
-
-def _insert(connection: sa.Connection, wanted: dict[str, tuple[str, str]], pids: list[str]) -> None:
-    for start in range(0, len(pids), _BATCH):
-        some = pids[start : start + _BATCH]
-        connection.execute(
-            sa.insert(patient), [{"pid": pid, "record_key": wanted[pid][0]} for pid in some]
-        )
-        connection.execute(
-            sa.insert(patient_row), [{"pid": pid, "row": wanted[pid][1]} for pid in some]
-        )
-
-
-def _set_aside(connection: sa.Connection, file: str, bad: list[Quarantined]) -> None:
-    # Only the newest import of a file counts: a mended line leaves the quarantine.
-    connection.execute(sa.delete(quarantine).where(quarantine.c.file == file[-200:]))
-    if bad:
-        connection.execute(
-            sa.insert(quarantine),
-            [{"file": file[-200:], "line": entry.line, "reason": entry.reason} for entry in bad],
-        )

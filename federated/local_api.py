@@ -94,6 +94,7 @@ def _status_routes(app: FastAPI, node: Node) -> None:
             patients = connection.execute(
                 sa.select(sa.func.count()).select_from(patient)
             ).scalar_one()
+            drift = coverage.approved_drift(connection, now=clock())
         return {
             "site": site.name,
             "did": site.key.did,
@@ -101,6 +102,7 @@ def _status_routes(app: FastAPI, node: Node) -> None:
             "stopped": node.paused(),
             "patients": patients,
             "data_version": site.data_version(),
+            "data_other_than_approved": drift,
             "log_size": node.mirror.size(),
             "parts": node.health,
             "overlay": overlay.facts(site, now=clock()),
@@ -112,7 +114,7 @@ def _status_routes(app: FastAPI, node: Node) -> None:
 
     @app.get("/local/v1/quality")
     def quality() -> dict[str, Any]:
-        return coverage.quality(site)
+        return coverage.quality(site, now=clock())
 
     @app.get("/local/v1/quarantine")
     def quarantined(limit: Annotated[int, Query(ge=1, le=_PAGE_MAX)] = 100) -> dict[str, Any]:

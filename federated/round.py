@@ -248,13 +248,14 @@ def _willing(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> tuple[s
     evaluating = mandate.request.subject.phase == "evaluate"
     request = consent_request(study, mandate.action, at)
     with site.database.reading() as connection:
-        permits = permitted(lease, all_pids(connection), request)
+        permits = permitted(lease, all_pids(connection, study.extract), request)
         fold = {
             pid
             for pid in permits
             if site.is_evaluation(pid, study.evaluation.fold_percent) == evaluating
         }
-        return permits, set(examples(rows_of(connection, fold), study, site.name).pids)
+        rows = rows_of(connection, fold, study.extract)
+        return permits, set(examples(rows, study, site.name).pids)
 
 
 def _compute(site: Site, mandate: Mandate, answer: Stored, lease: HeldLease, at: int) -> Stored:
@@ -268,7 +269,8 @@ def _compute(site: Site, mandate: Mandate, answer: Stored, lease: HeldLease, at:
             rows = None
         else:
             members = budget.cohort_of(connection, answer.debit_sequence)
-            rows = examples(rows_of(connection, members), mandate.study, site.name)
+            read = rows_of(connection, members, mandate.study.extract)
+            rows = examples(read, mandate.study, site.name)
     if rows is None:
         _discard(site, answer)
     lease.check()

@@ -41,9 +41,12 @@ patient_row = sa.Table(
     "patient_row",
     metadata,
     sa.Column("pid", sa.ForeignKey("patient.pid"), primary_key=True),
+    sa.Column("extract", sa.String(64), primary_key=True, server_default=""),
     sa.Column("row", sa.Text, nullable=False),
 )
-"""All of one patient's data as one JSON object: the privacy unit is the patient."""
+"""All of one patient's data as one JSON object: the privacy unit is the patient. `extract` says
+which rows they are: of the imported table (""), or of the extract some studies ask for
+(`Study.extract`)."""
 
 quarantine = sa.Table(
     "quarantine",

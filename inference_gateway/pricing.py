@@ -29,9 +29,8 @@ def sd_count_micro(query: CohortQuery, sites: int) -> int:
     Each draws Gaussian noise of its own: sigma = 1/sqrt(2 rho) for a patient who counts once
     (zCDP), rho halved where a risk sum is asked too; over k sites the variances add.
     """
-    releases = 1 if query.release == "count" else RISK_RELEASES
-    rho = query.rho_nano / NANO / releases
-    return math.ceil(math.sqrt(sites / (2 * rho)) * MICRO)
+    rho = query.rho_nano / NANO / _releases(query)
+    return math.ceil(math.sqrt(max(query.cells, 1) * sites / (2 * rho)) * MICRO)
 
 
 def sigma_micro(query: CohortQuery) -> int:
@@ -39,10 +38,15 @@ def sigma_micro(query: CohortQuery) -> int:
 
     The same integers as `federated.accounting.sigma_micro_for`, which a hospital draws by.
     """
-    rho = query.rho_nano // (1 if query.release == "count" else RISK_RELEASES)
+    rho = query.rho_nano // _releases(query)
     squared = -(-MICRO * MICRO * NANO // (2 * rho))
     root = math.isqrt(squared)
     return root if root * root == squared else root + 1
+
+
+def _releases(query: CohortQuery) -> int:
+    """Among how many numbers a patient can change the rho is shared; a table is one of them."""
+    return RISK_RELEASES if query.release == "count-and-mean-risk" else 1
 
 
 def epsilon_micro(rho_nano: int, delta_pico: int) -> int:

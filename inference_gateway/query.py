@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Final
 
+from coop.canonical import Json
 from coop.documents.serving import CohortAnswer, CohortQuery
 from coop.documents.study import MICRO, CohortGrammar, Study
 from coop.errors import CoopError, InvalidInputError, Kind
+from inference_gateway import tables
 
 MODEL_ID: Final = r"^[a-z][a-z0-9_-]{0,99}$"
 _USE: Final = "infer-aggregate"
@@ -39,10 +41,13 @@ class Combined:
     count_sd_micro: int
     mean_risk_micro: int | None = None
     mean_risk_sd_micro: int | None = None
+    table: dict[str, Json] | None = None
+    """Of a histogram or survival question (`inference_gateway.tables`)."""
 
-    def json(self) -> dict[str, int]:
+    def json(self) -> dict[str, Json]:
         """The members that are there."""
-        every = {
+        every: dict[str, Json] = {
+            "table": self.table,
             "count": self.count,
             "count_sd_micro": self.count_sd_micro,
             "mean_risk_micro": self.mean_risk_micro,
@@ -79,10 +84,7 @@ def check(query: CohortQuery, study: Study) -> None:
             )
         if not fits:
             raise QueryNotAllowedError(f"{where}: 'is' takes a text, the others a number")
-    if (query.model_id is None) != (query.release == "count"):
-        raise QueryNotAllowedError("query.model_id: belongs to count-and-mean-risk, and only there")
-    if query.model_id is not None and not re.fullmatch(MODEL_ID, query.model_id):
-        raise QueryNotAllowedError("query.model_id: is no model's id")
+    _check_release(query, study)
     if query.rho_nano < study.budget.cohort_question_min_nano:
         raise QueryNotAllowedError(
             "query.rho_nano: less than a thousandth of the study's cohort line; "
@@ -92,14 +94,31 @@ def check(query: CohortQuery, study: Study) -> None:
         raise BeyondBudgetError("query.rho_nano: more than the study's whole cohort line")
 
 
-def combine(answers: Sequence[CohortAnswer]) -> Combined:
-    """Sum of the counts and of the risks; their mean is clamped to [0, 1].
+def _check_release(query: CohortQuery, study: Study) -> None:
+    if problem := query.table_problem(study.cohort):
+        raise QueryNotAllowedError(problem)
+    if (query.model_id is None) != (query.release != "count-and-mean-risk"):
+        raise QueryNotAllowedError("query.model_id: belongs to count-and-mean-risk, and only there")
+    if query.model_id is not None and not re.fullmatch(MODEL_ID, query.model_id):
+        raise QueryNotAllowedError("query.model_id: is no model's id")
+
+
+def combine(answers: Sequence[CohortAnswer], query: CohortQuery) -> Combined:
+    """Sum of the counts, tables and risks; the mean risk is clamped to [0, 1].
 
     Each hospital drew its own noise, so variances add. The mean's sd is the first-order one of a
     quotient; it says nothing useful while the count is within its own noise.
     """
     count = sum(answer.count_noised for answer in answers)
     count_sd = isqrt(sum(answer.sigma_count_micro**2 for answer in answers))
+    if query.cells:
+        parts = [answer.cells_noised or [] for answer in answers]
+        cells = [sum(column) for column in zip(*parts, strict=True)]
+        return Combined(
+            count=count,
+            count_sd_micro=isqrt(query.cells * count_sd**2),
+            table=tables.read(cells, query, cell_sd_micro=count_sd),
+        )
     sums = [
         (answer.risk_sum_noised_micro, answer.sigma_risk_micro)
         for answer in answers

@@ -14,7 +14,7 @@ from coop import ledger, members, studies
 from coop.canonical import Json, document_digest, jcs, parse_object
 from coop.db import Database
 from coop.documents.envelope import issue, open_document
-from coop.documents.serving import CohortAnswer, CohortJob, InferenceReceipt
+from coop.documents.serving import CohortAnswer, CohortJob, CohortQuery, InferenceReceipt
 from coop.documents.study import MICRO, Study
 from coop.errors import CoopError, Kind
 from coop.journal.store import Journal
@@ -178,8 +178,9 @@ class Settlement:
         documents = [outcome.result for outcome in answered if outcome.result is not None]
         answers = [CohortAnswer.model_validate(each["credentialSubject"]) for each in documents]
         nonce = random_bytes(NONCE_BYTES)
+        asked_for = CohortQuery.model_validate(parse_object(row.query))
         result: dict[str, Json] = {
-            **query.combine(answers).json(),
+            **query.combine(answers, asked_for).json(),
             "job": row.id,
             "nonce": nonce.hex(),
             "fee_nano": row.fee_nano,
@@ -247,8 +248,12 @@ def _check_answer(answer: CohortAnswer, job: Mapping[str, Json], site: str) -> N
         raise WrongAnswerError("answer.job_sha256: names another job document")
     if answer.rho_nano != asked.query.rho_nano:
         raise WrongAnswerError("answer.rho_nano: is not what the question allowed")
-    if (answer.risk_sum_noised_micro is None) != (asked.query.release == "count"):
+    risk_asked = asked.query.release == "count-and-mean-risk"
+    table = len(answer.cells_noised or [])
+    if (answer.risk_sum_noised_micro is not None) != risk_asked or table != asked.query.cells:
         raise WrongAnswerError("answer: releases something else than was asked")
+    if answer.cells_noised is not None and sum(answer.cells_noised) != answer.count_noised:
+        raise WrongAnswerError("answer.count_noised: is not the sum of its cells")
 
 
 def _check_numbers(answer: CohortAnswer, asked: CohortJob, study: Study) -> None:
@@ -258,9 +263,11 @@ def _check_numbers(answer: CohortAnswer, asked: CohortJob, study: Study) -> None
     """
     sigma = pricing.sigma_micro(asked.query)
     drawn = {answer.sigma_count_micro, answer.sigma_risk_micro or sigma}
-    if drawn != {sigma} or (answer.sigma_risk_micro is None) != (asked.query.release == "count"):
+    risk_asked = asked.query.release == "count-and-mean-risk"
+    if drawn != {sigma} or (answer.sigma_risk_micro is not None) != risk_asked:
         raise WrongAnswerError("answer.sigma: is not the noise that the question's rho buys")
     most = study.recipe.population + _TAIL * sigma // MICRO + 1
     risk = answer.risk_sum_noised_micro or 0
-    if abs(answer.count_noised) > most or abs(risk) > most * MICRO:
+    numbers = answer.cells_noised or [answer.count_noised]
+    if max(map(abs, numbers)) > most or abs(risk) > most * MICRO:
         raise WrongAnswerError("answer: larger than the study's population and the noise can be")

@@ -56,6 +56,8 @@ MODEL = {
 }
 
 
+CHOICES = ("train-only", "all-research", "with-companies")
+"""Each permits what the one before permits, and more."""
 EVENTS = ("grant", "amend", "resume", "lift", "suspend", "revoke", "reject", "object")
 OF_THE_HOSPITAL = ("propose", "void", "deceased")
 TAKING = {"suspend", "revoke", "reject", "object"}
@@ -102,7 +104,7 @@ class ConsentChain(RuleBasedStateMachine):
         super().__init__()
         self.standing: Standing | None = None
         self.state, self.index, self.given = "none", 0, -1
-        self.objected, self.on_death = False, "stop"
+        self.objected, self.on_death, self.choice = False, "stop", 0
 
     def _next(self, name: str) -> tuple[str, bool] | None:
         """State and objection after an event, None if it cannot happen."""
@@ -119,10 +121,13 @@ class ConsentChain(RuleBasedStateMachine):
         name=st.sampled_from([*EVENTS, *OF_THE_HOSPITAL]),
         key=st.sampled_from([PATIENT, PATIENT, HUB, SITE, SITE, STRANGER]),
         on_death=st.sampled_from(["stop", "continue", None]),
+        choice=st.integers(0, len(CHOICES) - 1),
     )
-    def happen(self, name: str, key: SigningKey, on_death: str | None) -> None:
+    def happen(self, name: str, key: SigningKey, on_death: str | None, choice: int) -> None:
         self.index += 1
-        chosen = {"on_death": on_death} if name in {"grant", "amend"} else {}
+        chosen = {}
+        if name in {"grant", "amend"}:
+            chosen = {"on_death": on_death, "policy": preset(CHOICES[choice])}
         entitled = {
             PATIENT: name not in OF_THE_HOSPITAL,
             HUB: name in TAKING,
@@ -138,9 +143,11 @@ class ConsentChain(RuleBasedStateMachine):
             return
         assert wanted is not None
         self.standing, (self.state, self.objected) = after, wanted
+        longer = self.on_death == "stop" and on_death == "continue"
+        narrower = name == "amend" and choice <= self.choice and not longer and not self.objected
         if chosen:
-            self.on_death = on_death or "stop"
-        if name in {"grant", "amend", "resume", "lift"}:
+            self.on_death, self.choice = on_death or "stop", choice
+        if name in {"grant", "amend", "resume", "lift"} and not narrower:
             self.given = self.index
 
     @rule(name=st.sampled_from(["grant", "revoke"]), shift=st.sampled_from([-1, 1, 5]))
@@ -205,6 +212,24 @@ def test_a_restriction_keeps_the_policy_and_where_it_was_given():
     paused = folded(granted, event("suspend", granted, SITE), 9)
     assert (paused.policy, paused.widened_index, paused.log_index) == (granted.policy, 7, 9)
     assert folded(paused, event("resume", paused), 11).widened_index == 11
+
+
+def test_a_change_that_only_takes_away_needs_no_new_witness():
+    """The grant it leaves in force was witnessed; a change that gives anything was not yet."""
+    granted = folded(None, event("grant", None), 7)
+    for policy, on_death, index in (
+        ("train-only", None, 7),
+        ("all-research", None, 7),
+        ("with-companies", None, 9),
+        ("train-only", "continue", 9),
+    ):
+        changed = event("amend", granted, policy=preset(policy), on_death=on_death)
+        after = folded(granted, changed, 9)
+        assert (after.widened_index, after.log_index) == (index, 9)
+        assert after.policy == preset(policy)
+    objected = folded(granted, event("object", granted), 8)
+    hidden = folded(objected, event("amend", objected, policy=preset("train-only")), 9)
+    assert hidden.widened_index == 9
 
 
 def test_only_the_hospital_prepares_and_corrects_and_neither_gives_anything():

@@ -24,6 +24,7 @@ from federated.mandate import OutOfTimeError, PurposeNotUnderstoodError
 from federated.mirror import LeaseExpiredError
 from federated.models import WrongWeightsError
 from federated.round import WithdrawnError
+from federated.tables import tabulate
 
 RHO = 500_000  # 0.0005: a quarter of the study's line
 MEN = {"field": "sex", "operator": "is", "text": "male"}
@@ -98,6 +99,78 @@ def test_a_mean_risk_releases_two_numbers_for_one_price(coop, run):
     assert 2 * rho_nano_of(subject.sigma_count_micro) <= RHO
     assert abs(subject.risk_sum_noised_micro) > 0
     assert spent(run)["cohort"] == RHO
+
+
+TABLE = {"release": "histogram", "field": "age_years", "edges": [50, 60, 70]}
+
+
+def table(run, job_id="table", **parts):
+    document = job(run, job_id)
+    query = {"where": [], "rho_nano": RHO, **parts}
+    subject = {**document["credentialSubject"], "query": query}
+    subject.pop("type", None)
+    subject.pop("id", None)
+    made = CohortJob.model_validate(
+        {n: v for n, v in subject.items() if n in CohortJob.model_fields}
+    )
+    return issue(made, run.world.folder.hub_key, now())
+
+
+def test_a_histogram_is_noised_in_every_cell_for_the_price_of_one_count(run):
+    subject = said(run, asked(run, table(run, **TABLE)))
+    assert len(subject.cells_noised) == 4
+    assert subject.count_noised == sum(subject.cells_noised)
+    assert rho_nano_of(subject.sigma_count_micro) <= RHO  # a patient is in one cell
+    assert spent(run)["cohort"] == RHO
+    survival = {"release": "survival", "field": "st_depression", "event": "age_years"}
+    both = said(run, asked(run, table(run, "b", **survival, edges=[1, 2])))
+    assert len(both.cells_noised) == 6
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"release": "histogram", "field": "age_years"},
+        {"release": "histogram", "edges": [1]},
+        {"release": "histogram", "field": "sex", "edges": [1]},
+        {"release": "histogram", "field": "age_years", "edges": [2, 2]},
+        {"release": "histogram", "field": "age_years", "edges": [2], "event": "age_years"},
+        {"release": "survival", "field": "age_years", "edges": [2]},
+        {"release": "survival", "field": "age_years", "edges": [2], "event": "secret"},
+        {"release": "count", "edges": [1]},
+        {"release": "count", "field": "age_years"},
+    ],
+)
+def test_a_table_outside_the_grammar_is_refused_before_any_debit(run, parts):
+    with pytest.raises(BadQueryError, match="query"):
+        asked(run, table(run, **parts))
+    assert spent(run)["cohort"] == 0
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "time": st.one_of(st.integers(-5, 20), st.floats(), st.text(max_size=1)),
+                "ill": st.one_of(st.booleans(), st.integers(0, 2), st.none()),
+            },
+        ),
+        max_size=30,
+    ),
+    edges=st.lists(st.integers(-3, 15), min_size=1, max_size=6, unique=True).map(sorted),
+    survival=st.booleans(),
+    extra=st.fixed_dictionaries({"time": st.integers(-5, 20), "ill": st.booleans()}),
+)
+def test_one_patient_is_in_one_cell_or_none(rows, edges, survival, extra):
+    kind = {"release": "survival", "event": "ill"} if survival else {"release": "histogram"}
+    query = CohortQuery(where=[], field="time", edges=edges, rho_nano=1, **kind)
+    before, after = tabulate(rows, query), tabulate([*rows, extra], query)
+    changes = [now_ - then for then, now_ in zip(before, after, strict=True)]
+    assert sorted(changes) == [0] * (query.cells - 1) + [1]
+    place = sum(edge <= extra["time"] for edge in edges)
+    place += len(edges) + 1 if survival and not extra["ill"] else 0
+    assert changes[place] == 1
 
 
 def test_the_same_job_gets_the_same_bytes_for_free(run):

@@ -520,9 +520,9 @@ def test_combining_is_a_sum_whatever_the_order():
         )  # fmt: skip
 
     answers = [one("a", 10, 5 * MICRO), one("b", 30, 5 * MICRO)]
-    assert query.combine(answers) == query.combine(answers[::-1])
-    assert query.combine(answers).mean_risk_micro == 250_000
-    alone = query.combine(answers[:1])
+    assert query.combine(answers, RISK) == query.combine(answers[::-1], RISK)
+    assert query.combine(answers, RISK).mean_risk_micro == 250_000
+    alone = query.combine(answers[:1], RISK)
     assert (alone.count_sd_micro, alone.mean_risk_micro) == (3 * MICRO, 500_000)
     assert alone.mean_risk_sd_micro == pytest.approx((16 + 2.25) ** 0.5 / 10 * MICRO, abs=2)
 

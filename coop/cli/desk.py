@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coop.cli.hospital import HERE, Json, State, _hub, _open, app
+from coop.cli.hospital import HERE, Json, State, _hub, _open
+from coop.cli.imports import app
 from coop.cli.output import day, show
 from coop.errors import CoopError, InvalidInputError
 

@@ -8,25 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coop.cli.output import show, told
-from coop.errors import CoopError, Kind
+from coop.errors import CoopError
 
 if TYPE_CHECKING:
     from federated.site import Site
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-import_app = typer.Typer(no_args_is_help=True, help="Read patients' records into this hospital.")
-app.add_typer(import_app, name="import")
 
 State = Annotated[Path, typer.Option("--state", help="The hospital's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 HERE = Path(".coop/hospital")
-
-
-class FormatLaterError(CoopError):
-    """The importer for this format is not part of this release."""
-
-    code = "hospital.format-later"
-    kind = Kind.UNPROCESSABLE
 
 
 @app.command()
@@ -74,49 +65,6 @@ def join(
         as_json,
         f"{name} joined as {facts['did']}\nthe hub's key, now pinned: {facts['hub']}",
     )
-
-
-@import_app.command("csv")
-def import_csv(
-    path: Annotated[Path, typer.Argument(help="A CSV file with a header; one row a patient.")],
-    dictionary: Annotated[
-        Path | None,
-        typer.Option(help="What each column may hold; the bundled cardiology one by default."),
-    ] = None,
-    state: State = HERE,
-    as_json: Json = False,
-) -> None:
-    """Import a CSV file; a malformed line is set aside with its reason and stops nothing."""
-    from federated.importers import Dictionary
-    from federated.importers import import_csv as read
-
-    site = _open(state)
-    report = read(site, path, Dictionary.load(dictionary) if dictionary else None)
-    site.close()
-    facts = {
-        "rows": report.rows,
-        "new": report.new,
-        "changed": report.changed,
-        "data_version": report.data_version,
-        "quarantined": [{"line": bad.line, "reason": bad.reason} for bad in report.quarantined],
-    }
-    lines = [f"{report.rows} patients read, {report.new} new, {report.changed} changed"]
-    lines += [f"line {bad.line} set aside: {bad.reason}" for bad in report.quarantined[:20]]
-    show(facts, as_json, "\n".join(lines))
-
-
-@import_app.command("fhir")
-def import_fhir(path: Path, as_json: Json = False) -> None:
-    """FHIR bundles: not in this release."""
-    del as_json
-    raise FormatLaterError(f"{path.name}: FHIR import comes later; export a CSV and import that")
-
-
-@import_app.command("omop")
-def import_omop(path: Path, as_json: Json = False) -> None:
-    """OMOP tables: not in this release."""
-    del as_json
-    raise FormatLaterError(f"{path.name}: OMOP import comes later; export a CSV and import that")
 
 
 @app.command()

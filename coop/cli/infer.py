@@ -259,11 +259,30 @@ def _estimate_text(price: dict[str, Any]) -> str:
     )
 
 
+def _table_lines(table: dict[str, Any] | None) -> list[str]:
+    """A histogram or a survival table in words."""
+    if table is None:
+        return []
+    edges, cells = (", ".join(map(str, table[name])) for name in ("edges", "cells"))
+    noise = table["cell_sd_micro"] / 1e6
+    lines = [f"edges {edges}; counts {cells} (noise sd of each {noise:.1f})"]
+    if "suppressed" in table:
+        return [*lines, f"not read any further: {table['suppressed']}"]
+    for percent, value in table.get("quantiles_micro", {}).items():
+        said = "outside the edges" if value is None else f"{value / 1e6:g}"
+        lines.append(f"{percent} % lie below {said}")
+    for point in table.get("survival", []):
+        share = point["surviving_micro"] / 1e4
+        lines += [f"{share:.1f} % without the event until {point['until']}"]
+    return lines
+
+
 def _result_text(result: dict[str, Any]) -> str:
     lines = [f"count {result['count']} (noise sd {result['count_sd_micro'] / 1e6:.1f})"]
     if "mean_risk_micro" in result:
         mean, spread = result["mean_risk_micro"] / 1e6, result["mean_risk_sd_micro"] / 1e6
         lines.append(f"mean risk {mean:.3f} (noise sd {spread:.3f})")
+    lines += _table_lines(result.get("table"))
     lines.append(f"answered by {', '.join(result['sites'])}")
     lines += [f"{refusal['site']}: {refusal['code']}" for refusal in result["refused"]]
     lines.append(f"charged {to_text(NanoCredits(result['fee_nano']))} credits")

@@ -1,11 +1,14 @@
 """Cohort questions, their answers at the hospitals, and the receipt of every inference."""
 
-from typing import ClassVar, Literal
+from itertools import pairwise
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field
 
 from coop.documents.envelope import Subject
-from coop.documents.study import Name, Part, Sha256
+from coop.documents.study import CohortGrammar, Name, Part, Sha256
+
+CELLS_MAX: Final = 64  # of a histogram; every one has the noise of a whole count
 
 
 class Predicate(Part):
@@ -18,12 +21,46 @@ class Predicate(Part):
 
 
 class CohortQuery(Part):
-    """A question from the closed grammar: noisy count, and mean risk under a released model."""
+    """A question from the closed grammar.
+
+    A noisy count; with the mean risk under a released model; a histogram of a number, from which
+    quantiles and the mean follow; or a survival table, from which the Kaplan-Meier curve follows.
+    """
 
     where: list[Predicate] = Field(max_length=16)
-    release: Literal["count", "count-and-mean-risk"]
+    release: Literal["count", "count-and-mean-risk", "histogram", "survival"]
     model_id: str | None = None
+    field: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+    """The number of a histogram, or the time of a survival table."""
+    event: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+    """Of a survival table: above 0 where the event came, else the time is of the last look."""
+    edges: list[int] | None = Field(default=None, min_length=1, max_length=CELLS_MAX - 1)
+    """Where one interval ends and the next begins, ascending."""
     rho_nano: int = Field(gt=0)
+
+    @property
+    def cells(self) -> int:
+        """How many counts a table has; 0 for the other releases."""
+        intervals = len(self.edges or []) + 1
+        return {"histogram": intervals, "survival": 2 * intervals}.get(self.release, 0)
+
+    def table_problem(self, grammar: CohortGrammar) -> str | None:
+        """What is wrong with the parts that only a table has; None if nothing is."""
+        parts = {"field": self.field, "edges": self.edges, "event": self.event}
+        needed = {"histogram": {"field", "edges"}, "survival": {"field", "edges", "event"}}
+        wanted = needed.get(self.release, set())
+        for name, value in parts.items():
+            if (value is not None) != (name in wanted):
+                said = "is needed" if name in wanted else "has no meaning"
+                return f"query.{name}: {said} with {self.release}"
+        for name in ("field", "event"):
+            if name in wanted and parts[name] not in grammar.number_fields:
+                return f"query.{name}: must be one of {', '.join(grammar.number_fields) or 'none'}"
+        if self.edges is not None and any(
+            later <= earlier for earlier, later in pairwise(self.edges)
+        ):
+            return "query.edges: must ascend"
+        return None
 
 
 class CohortJob(Subject):
@@ -51,6 +88,9 @@ class CohortAnswer(Subject):
     lease_sha256: str = Sha256
     count_noised: int
     risk_sum_noised_micro: int | None = None
+    cells_noised: list[int] | None = Field(default=None, max_length=2 * CELLS_MAX)
+    """A histogram's counts in the order of the intervals; a survival table's with the event, then
+    without. Each with noise of its own; `count_noised` is their sum."""
     sigma_count_micro: int
     sigma_risk_micro: int | None = None
     rho_nano: int

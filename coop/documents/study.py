@@ -8,7 +8,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from coop.canonical import jcs, sha256
 from coop.documents.envelope import Subject
+from coop.documents.source import CategorySource, FlagSource, Index, NumberSource, OutcomeSource
 
 MICRO = 1_000_000
 NANO = 1_000_000_000
@@ -37,6 +39,7 @@ class NumberFeature(Part):
     gain_micro: int = Field(gt=0)
     missing: Literal["zero", "indicator", "refuse"] = "zero"
     """A missing value becomes 0; `indicator` adds a 0/1 column; `refuse` leaves the patient out."""
+    source: NumberSource = None
 
 
 class CategoryFeature(Part):
@@ -46,6 +49,7 @@ class CategoryFeature(Part):
     name: str = Name
     values: list[str] = Field(min_length=1, max_length=64)
     missing: Literal["zero", "indicator", "refuse"] = "zero"
+    source: CategorySource = None
 
 
 class FlagFeature(Part):
@@ -54,6 +58,7 @@ class FlagFeature(Part):
     kind: Literal["flag"]
     name: str = Name
     missing: Literal["zero", "indicator", "refuse"] = "zero"
+    source: FlagSource = None
 
 
 Feature = NumberFeature | CategoryFeature | FlagFeature
@@ -72,6 +77,7 @@ class Label(Part):
 
     field: str = Name
     above: int
+    source: OutcomeSource = None
 
 
 class Recipe(Part):
@@ -170,6 +176,9 @@ class Study(Subject):
     ethics_sha256: str = Sha256
     schema_: FeatureSchema = Field(alias="features")
     label: Label
+    index: Index | None = None
+    """With it, every field has a source: the rows are extracted from records. Without it, they are
+    the columns of a table that the hospital imports."""
     recipe: Recipe
     budget: Budget
     evaluation: Evaluation
@@ -189,6 +198,49 @@ class Study(Subject):
         validate_by_alias=True,
         serialize_by_alias=True,
     )
+
+    @property
+    def extract(self) -> str:
+        """Name of the rows this study reads: of its own extract, or "" for the imported table.
+
+        Studies that ask for the same values of the same records share one extract.
+        """
+        if self.index is None:
+            return ""
+        asked = {
+            feature.name: {
+                "kind": feature.kind,
+                "source": feature.source.model_dump(mode="json", exclude_none=True),
+            }
+            for feature in self.schema_.features
+            if feature.source is not None
+        }
+        label = self.label.source
+        outcome = None if label is None else label.model_dump(mode="json", exclude_none=True)
+        index = self.index.model_dump(mode="json", exclude_none=True)
+        return sha256(
+            jcs({"index": index, "fields": asked, "label": {self.label.field: outcome}})
+        ).hex()
+
+    @model_validator(mode="after")
+    def _states_every_source_or_none(self) -> Self:
+        fields = {feature.name: feature.source for feature in self.schema_.features}
+        stated = [*fields.values(), self.label.source]
+        if self.index is None:
+            if any(source is not None for source in stated):
+                raise ValueError("index: needed where a field has a source")
+            return self
+        for name, source in [*fields.items(), ("label", self.label.source)]:
+            if source is None:
+                raise ValueError(f"{name}: needs a source, as every field where there is an index")
+        if self.label.field in fields:
+            raise ValueError("label.field: must not be a feature")
+        known = {*fields, self.label.field}
+        asked = {*self.cohort.number_fields, *self.cohort.category_fields}
+        for name in [self.evaluation.group_field, *sorted(asked)]:
+            if name not in known:
+                raise ValueError(f"{name}: is not among the extracted fields")
+        return self
 
 
 class Approval(Subject):

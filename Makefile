@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3.11
 BIN := .venv/bin
+BOTH := --numprocesses 2 --dist loadfile
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .venv/ready: pyproject.toml constraints.txt
@@ -22,9 +23,9 @@ check: .venv/ready ## Format, lint, types, boundaries
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 test: check ## Every promise once, with small budgets
-	$(BIN)/pytest
+	$(BIN)/pytest $(BOTH)
 test-full: check ## The same tests with full budgets
-	COOP_TEST_BUDGET=full $(BIN)/pytest --timeout 1800
+	COOP_TEST_BUDGET=full $(BIN)/pytest $(BOTH) --timeout 1800
 test-time: .venv/ready ## Seconds per test suite
 	$(BIN)/pytest --quiet --durations=0 --durations-min=0 | $(BIN)/python tests/seconds_per_suite.py
 fix: .venv/ready ## Let the tools repair what they can, write docs/reference anew

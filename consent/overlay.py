@@ -163,7 +163,7 @@ def _named(name: str, rule: Mapping[str, Mapping[str, str]]) -> str:
 def _entities(study: Study) -> list[dict[str, object]]:
     each = asserted(study.purpose, study.disease, tuple(study.further_purposes)).each
     fields = {
-        study.label.field,
+        *study.label.fields,
         study.evaluation.group_field,
         *(feature.name for feature in study.schema_.features),
         *study.cohort.number_fields,

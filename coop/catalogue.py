@@ -35,6 +35,7 @@ from coop.documents.training import (
     adversary_b,
 )
 from coop.errors import ConflictError, InvalidInputError, NotFoundError
+from coop.families import family_of
 from coop.features import columns
 from coop.journal.store import Journal
 from coop.keys import SigningKey
@@ -131,7 +132,7 @@ class Catalogue:
             order: The finished run's signed order.
             study: What it trained.
             record_sha256s: Digests of its round records, in order.
-            weights: `{"weight": float32 [d]}`, as released.
+            weights: As released, of the study's family.
             metrics: Its evaluation.
             hospital_weights: Registered consents at the first round, by site: who earns.
             cost: Its price in privacy.
@@ -263,13 +264,10 @@ def artefact(connection: sa.Connection, model_id: str, name: str) -> bytes:
 def _files(
     model_id: str, study: Study, weights: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, bytes]:
-    tensors = weights_file(weights)
-    (vector,) = weights.values()
-    width = len(columns(study.schema_))
-    if vector.shape != (width,):
-        raise InvalidInputError(f"weights: the study has {width} columns")
-    graph = onnx_file(vector)
-    check_parity(tensors, graph)
+    family, width = family_of(study), len(columns(study.schema_))
+    tensors = weights_file(family, width, weights)
+    graph = onnx_file(family, width, weights)
+    check_parity(family, width, tensors, graph)
     return {WEIGHTS_FILE: tensors, ONNX_FILE: graph, IO_FILE: io_file(model_id, study)}
 
 

@@ -19,6 +19,7 @@ from coop.documents.study import (
     FlagFeature,
     Label,
     NumberFeature,
+    Outcome,
 )
 from coop.errors import InvalidInputError, Kind
 
@@ -79,29 +80,40 @@ def encode(
     return matrix.astype(np.float32), kept
 
 
-def label(rows: Sequence[Row], rule: Label) -> NDArray[np.float32]:
-    """The outcome of each row: 1 where the field is greater than `above`, else 0.
+def label(rows: Sequence[Row], rule: Outcome) -> NDArray[np.float32]:
+    """The outcome of each row.
+
+    Returns:
+        [n]: 1 where the field is greater than `above`, else 0. Of a time to an event [n, 2]: the
+        time, and 1 where it happened then, 0 where she was last seen without it.
 
     Raises:
-        WrongValueError: A row lacks the field (see `labelled`) or it is not a number.
+        WrongValueError: A row lacks a field (see `labelled`), or it is not of its kind.
     """
-    values = [_number(row.get(rule.field), rule.field) for row in rows]
-    return np.array([value > rule.above for value in values], dtype=np.float32)
+    if isinstance(rule, Label):
+        values = [_number(row.get(rule.field), rule.field) for row in rows]
+        return np.array([value > rule.above for value in values], dtype=np.float32)
+    pairs = [
+        (_duration(row.get(rule.time), rule.time), _happened(row.get(rule.event), rule.event))
+        for row in rows
+    ]
+    return np.array(pairs, dtype=np.float32).reshape(len(pairs), 2)
 
 
-def labelled(rows: Sequence[Row], rule: Label) -> NDArray[np.bool_]:
+def labelled(rows: Sequence[Row], rule: Outcome) -> NDArray[np.bool_]:
     """Which rows know their outcome."""
-    return np.array([not _is_missing(row.get(rule.field)) for row in rows], dtype=np.bool_)
+    known = [not any(_is_missing(row.get(name)) for name in rule.fields) for row in rows]
+    return np.array(known, dtype=np.bool_)
 
 
 def training_matrix(
-    rows: Sequence[Row], schema: FeatureSchema, rule: Label, site: str | None
+    rows: Sequence[Row], schema: FeatureSchema, rule: Outcome, site: str | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     """What one site trains or evaluates on: the usable rows' matrix, their labels, and the mask.
 
     Returns:
-        (X [m, d], y [m], kept [n]) with m = kept.sum(): rows with a known outcome and nothing
-        refused, in the order of `rows`.
+        (X [m, d], y [m] or [m, 2] as `label` gives it, kept [n]) with m = kept.sum(): rows with a
+        known outcome and nothing refused, in the order of `rows`.
     """
     matrix, kept = encode(rows, schema, site)
     kept &= labelled(rows, rule)
@@ -166,6 +178,17 @@ def _number(value: object, name: str) -> float:
         return float(value)
     except OverflowError as error:
         raise WrongValueError(f"{name}: must be a finite number") from error
+
+
+def _duration(value: object, name: str) -> float:
+    duration = _number(value, name)
+    if duration < 0:
+        raise WrongValueError(f"{name}: must not be negative")
+    return duration
+
+
+def _happened(value: object, name: str) -> bool:
+    return value if isinstance(value, bool) else _number(value, name) > 0
 
 
 def _text(value: object, name: str) -> str:

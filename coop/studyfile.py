@@ -35,7 +35,13 @@ _UNITS: Final[Mapping[str, Mapping[str, tuple[str, int]]]] = {
         "gain": ("gain_micro", MICRO),
     },
     "source": {"low": ("low_micro", MICRO), "high": ("high_micro", MICRO)},
-    "recipe": {"learning_rate": ("learning_rate_micro", MICRO), "clip": ("clip_micro", MICRO)},
+    "label": {"horizon": ("horizon_micro", MICRO)},
+    "recipe": {
+        "learning_rate": ("learning_rate_micro", MICRO),
+        "clip": ("clip_micro", MICRO),
+        "sampling": ("sampling_micro", MICRO),
+        "noise": ("noise_micro", MICRO),
+    },
     "budget": {
         "epsilon": ("epsilon_micro", MICRO),
         "delta": ("delta_pico", PICO),
@@ -164,7 +170,12 @@ def _in_units(written: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
             for position, feature in enumerate(schema_part["features"])
         ],
     }
-    study["label"] = _sourced(written["label"], "label.")
+    study["label"] = _sourced(_part(written["label"], "label", "label."), "label.")
+    if "intervals" in study["label"]:
+        study["label"]["intervals_micro"] = [
+            _whole(bound, MICRO, f"label.intervals.{position}")
+            for position, bound in enumerate(study["label"].pop("intervals"))
+        ]
     if "index" in written:
         study["index"] = _index(written["index"])
     for name in ("recipe", "budget"):

@@ -24,25 +24,31 @@ _SLACK: Final = 1e-9  # relative; OpenDP rounds its own privacy map upwards by l
 def histogram(
     probabilities: NDArray[np.float64],
     outcomes: NDArray[np.float32],
+    known: NDArray[np.bool_],
+    *,
     groups_of: Sequence[str | None],
     groups: Sequence[str],
     bins: int,
 ) -> Histogram:
     """The exact histogram; it must not leave without `noised`.
 
-    A patient whose subgroup the study does not list is in no cell.
+    A patient whose subgroup the study does not list, or whose outcome is not known (she was lost
+    before a survival model's horizon), is in no cell.
 
     Args:
         probabilities: [n], in [0, 1].
         outcomes: [n], 0 or 1.
+        known: [n], whether the outcome is; see `coop.families`.
         groups_of: [n], each patient's subgroup.
         groups: The study's subgroups; the first axis.
         bins: Equal bins of [0, 1]; the last one holds 1.0 too.
     """
     cells = np.zeros((len(groups), 2, bins), dtype=np.int64)
     place = {group: index for index, group in enumerate(groups)}
-    for probability, outcome, group in zip(probabilities, outcomes, groups_of, strict=True):
-        if group in place:
+    for probability, outcome, is_known, group in zip(
+        probabilities, outcomes, known, groups_of, strict=True
+    ):
+        if is_known and group in place:
             bin_ = min(int(probability * bins), bins - 1)
             cells[place[group], int(outcome > 0), bin_] += 1
     return cells

@@ -124,7 +124,7 @@ class Extractor:
             self._people[number] = person
         elif known == person:
             self.repeated += 1
-        else:
+        elif number not in self._conflicts:
             self._conflicts.add(number)
             self.aside.add("patient: stands twice with different content", place)
 
@@ -234,7 +234,7 @@ class Extractor:
         times = np.asarray(wanted.times, dtype=np.int64)
         values = np.asarray(wanted.values, dtype=np.float64)
         places = np.asarray(wanted.places, dtype=np.int64)
-        self._note(wanted, "the patient is not in the export", places[who == _NOBODY])
+        self._note(wanted, "its patient is not in the export, or set aside", places[who == _NOBODY])
         early = (who != _NOBODY) & (times < cohort.born_at[who])
         self._note(wanted, "dated before the patient's birth", places[early])
         kept = (who != _NOBODY) & ~early

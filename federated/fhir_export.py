@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Final
 
 import orjson
 
+from coop.documents.source import SEXES
 from coop.errors import NotFoundError
 from federated.extract import Extractor, Person
 from federated.importers import UnreadableFileError
@@ -49,7 +50,6 @@ _NOT_SO: Final[Mapping[str, frozenset[str]]] = {
     "Encounter": frozenset({"entered-in-error", "cancelled", "planned"}),
 }
 _REFUTED: Final = frozenset({"entered-in-error", "refuted"})
-_SEXES: Final = frozenset({"male", "female", "other"})
 
 Resource = Mapping[str, Any]
 
@@ -163,7 +163,7 @@ class FhirReader:
         sex, born = resource.get("gender"), resource.get("birthDate")
         told = Person(
             record_key=key,
-            sex=sex if sex in _SEXES else None,
+            sex=sex if sex in SEXES else None,
             born=born if isinstance(born, str) else None,
         )
         self.extractor.person(_text(resource["id"]), told, place)

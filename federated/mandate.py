@@ -16,6 +16,7 @@ from coop.documents.envelope import Opened, open_document
 from coop.documents.study import Study
 from coop.documents.training import Order, RoundRequest
 from coop.errors import CoopError, Kind
+from coop.families import family_of, size
 from coop.features import columns
 from federated.approval import Approved, NotApprovedError
 from federated.integer_noise import fits
@@ -227,7 +228,7 @@ def _check_plan(order: Order, approved: Approved) -> None:
         raise PlanMismatchError("order.honest: not more than two thirds of the roster")
     if order.mode == "B" and not fits(
         clip_micro=order.clip_micro,
-        length=len(columns(study.schema_)),
+        length=size(family_of(study), len(columns(study.schema_))),
         sigma_micro=order.training_sigma_micro,
         population=study.recipe.population,
         parties=len(order.roster),
@@ -244,7 +245,7 @@ def _check_request(
     expected = range(1, rounds + 1) if asked.phase == "train" else range(rounds + 1, rounds + 2)
     if asked.round not in expected:
         raise RequestMismatchError("request.round: not a round of this order")
-    checked = check(weights, len(columns(study.schema_)))
+    checked = check(weights, len(columns(study.schema_)), family_of(study))
     if weights_digest(checked) != asked.weights_sha256:
         raise RequestMismatchError("request.weights_sha256: not the weights that came with it")
     return checked

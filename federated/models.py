@@ -1,7 +1,6 @@
-"""Model weights as named float32 arrays: one shape, one encoding, one digest. No torch here.
+"""Model weights as named float32 arrays: one check, one encoding, one digest. No torch here.
 
-A logistic regression is `{"weight": float32 [d]}`; the last of the d columns is the constant one,
-so the last weight is the bias.
+What the arrays are is the family's word (`coop.families`).
 """
 
 from collections.abc import Mapping
@@ -14,13 +13,12 @@ from numpy.typing import NDArray
 
 from coop.canonical import sha256
 from coop.errors import InvalidInputError, Kind
+from coop.families import LOGISTIC_REGRESSION, Family, size
 
 Weights = dict[str, NDArray[np.float32]]
 
-WEIGHT: Final = "weight"
-COLUMNS_MAX: Final = 100_000  # 256 features of 64 values and 256 sites are under 20,000
 WEIGHT_MAX: Final = 1e6  # a logit of 10^6 is certainty; far larger ones could overflow float32
-_FILE_BYTES_MAX: Final = 4 * COLUMNS_MAX + 4096
+_HEADER_BYTES_MAX: Final = 4096
 
 
 class WrongWeightsError(InvalidInputError):
@@ -31,25 +29,29 @@ class WrongWeightsError(InvalidInputError):
 
 
 def initial(columns: int) -> Weights:
-    """Where every training starts: all zeros, which depends on no data."""
-    return {WEIGHT: np.zeros(columns, dtype=np.float32)}
+    """Where a logistic regression starts: all zeros."""
+    return LOGISTIC_REGRESSION.initial(columns, b"")
 
 
-def check(weights: Mapping[str, NDArray[np.float32]], columns: int) -> Weights:
-    """The same weights if they are exactly one finite float32 vector of `columns` numbers.
+def check(
+    weights: Mapping[str, NDArray[np.float32]], columns: int, family: Family = LOGISTIC_REGRESSION
+) -> Weights:
+    """The same weights if they are exactly the finite float32 arrays of such a model.
 
     Raises:
         WrongWeightsError: They are not.
     """
-    if set(weights) != {WEIGHT}:
-        raise WrongWeightsError(f"weights: must hold exactly {WEIGHT!r}")
-    vector = weights[WEIGHT]
-    if vector.dtype != np.float32 or vector.shape != (columns,):
-        raise WrongWeightsError(f"weights: must be float32 of shape [{columns}]")
-    # `<=` is false for NaN too.
-    if not bool((np.abs(vector) <= WEIGHT_MAX).all()):
-        raise WrongWeightsError(f"weights: must be finite and within ±{WEIGHT_MAX:.0f}")
-    return {WEIGHT: vector}
+    shapes = family.shapes(columns)
+    if set(weights) != set(shapes):
+        raise WrongWeightsError(f"weights: must hold exactly {', '.join(sorted(shapes))}")
+    for name, shape in shapes.items():
+        value = weights[name]
+        if value.dtype != np.float32 or value.shape != shape:
+            raise WrongWeightsError(f"weights.{name}: must be float32 of shape {list(shape)}")
+        # `<=` is false for NaN too.
+        if not bool((np.abs(value) <= WEIGHT_MAX).all()):
+            raise WrongWeightsError(f"weights.{name}: must be finite and within ±{WEIGHT_MAX:.0f}")
+    return {name: weights[name] for name in shapes}
 
 
 def unflatten(numbers: NDArray[np.float64], like: Weights) -> Weights:
@@ -57,9 +59,9 @@ def unflatten(numbers: NDArray[np.float64], like: Weights) -> Weights:
     parts: Weights = {}
     start = 0
     for name in sorted(like):
-        size = like[name].size
-        parts[name] = numbers[start : start + size].reshape(like[name].shape).astype(np.float32)
-        start += size
+        length = like[name].size
+        parts[name] = numbers[start : start + length].reshape(like[name].shape).astype(np.float32)
+        start += length
     return parts
 
 
@@ -69,19 +71,20 @@ def to_safetensors(weights: Weights) -> bytes:
     return bytes(safetensors.numpy.save(ordered))
 
 
-def from_safetensors(data: bytes, columns: int) -> Weights:
+def from_safetensors(data: bytes, columns: int, family: Family = LOGISTIC_REGRESSION) -> Weights:
     """Read weights of a known shape; nothing in the file is ever run.
 
     Raises:
-        WrongWeightsError: Not the weights of a model with so many columns.
+        WrongWeightsError: Not the weights of such a model with so many columns.
     """
-    if len(data) > _FILE_BYTES_MAX:
-        raise WrongWeightsError(f"weights: longer than {_FILE_BYTES_MAX} bytes")
+    longest = 4 * size(family, columns) + _HEADER_BYTES_MAX
+    if len(data) > longest:
+        raise WrongWeightsError(f"weights: longer than {longest} bytes")
     try:
         weights = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise WrongWeightsError("weights: not a safetensors file") from error
-    return check(weights, columns)
+    return check(weights, columns, family)
 
 
 def weights_digest(weights: Weights) -> str:
@@ -89,7 +92,8 @@ def weights_digest(weights: Weights) -> str:
     return sha256(to_safetensors(weights)).hex()
 
 
-def predict(weights: Weights, x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probability of the outcome for each row of the design matrix `x` (`coop.features.encode`)."""
-    logits = x.astype(np.float64) @ weights[WEIGHT].astype(np.float64)
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), dtype=np.float64)
+def predict(
+    weights: Weights, x: NDArray[np.float32], family: Family = LOGISTIC_REGRESSION
+) -> NDArray[np.float64]:
+    """The risk of each row of the design matrix `x` (`coop.features.encode`)."""
+    return family.predict(weights, x)

@@ -65,3 +65,8 @@ _normals = SecretNormals()
 def normal(count: int) -> NDArray[np.float64]:
     """`count` secret draws from N(0, 1)."""
     return _normals.normal(count)
+
+
+def uniform(count: int) -> NDArray[np.float64]:
+    """`count` secret draws from (0, 1): who is in a sample must be as secret as the noise."""
+    return _normals.uniform(count)

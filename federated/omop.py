@@ -120,14 +120,17 @@ class OmopReader:
         columns = (*names, "day_of_birth", "person_source_value")
         for place, row in enumerate(store.rows("person", columns), start=start + 1):
             self.read["person"] += 1
-            number = row["person_id"]
+            number = _reference(row["person_id"])
             key = number if self.by_person_id else row["person_source_value"]
+            if number is None:
+                self.extractor.aside.add("patient: has no person_id", place)
+                continue
             told = Person(
                 record_key="" if key is None else str(key),
                 sex=_SEXES.get(_whole(row["gender_concept_id"]) or 0),
                 born=_born(row),
             )
-            self.extractor.person(str(number), told, place)
+            self.extractor.person(number, told, place)
 
     def _encounters(self, store: Store) -> None:
         asked = self.extractor.asked
@@ -140,7 +143,7 @@ class OmopReader:
             when = row["visit_start_datetime"] or row["visit_start_date"]
             at = self.extractor.time_of(_time(when), place)
             if at is not None:
-                person = self.extractor.number_of(str(row["person_id"]))
+                person = self.extractor.number_of(_reference(row["person_id"]) or "")
                 self.extractor.seen(person, at)
                 for wanted in asked.encounters:
                     wanted.found(person, at, 0.0, place)
@@ -159,7 +162,7 @@ class OmopReader:
             at = self.extractor.time_of(_time(row[events.time] or row[events.day]), place)
             if at is None:
                 continue
-            person = self.extractor.number_of(str(row["person_id"]))
+            person = self.extractor.number_of(_reference(row["person_id"]) or "")
             self.extractor.seen(person, at)
             for wanted, position in _targets(row, events, concepts):
                 value = self._observed(wanted, position, row, place)
@@ -233,6 +236,12 @@ def _born(row: Row) -> str | None:
     parts = [_whole(row[f"{name}_of_birth"]) for name in ("year", "month", "day")]
     known = parts[: parts.index(None)] if None in parts else parts
     return "-".join(f"{part:02d}" for part in known if part is not None) or None
+
+
+def _reference(value: object) -> str | None:
+    """A person_id, the same whatever type a table gives its column."""
+    number = _whole(value)
+    return str(number) if number is not None else value or None if isinstance(value, str) else None
 
 
 def _time(value: object) -> str | None:

@@ -109,7 +109,8 @@ class Store:
         """CDM name → the name this database gives the column."""
         if table not in self._columns:
             try:
-                names, _ = self._run(f"SELECT * FROM {table} LIMIT 0")  # noqa: S608
+                names, rows = self._run(f"SELECT * FROM {table} LIMIT 0")  # noqa: S608
+                list(rows)  # read to its end, a cursor closes
             except (duckdb.Error, sqlite3.Error, sa.exc.SQLAlchemyError):
                 names = []
             self._columns[table] = {name.lower(): name for name in names}
@@ -200,7 +201,7 @@ def _postgres(dsn: str) -> Iterator[Store]:
         dsn.replace("postgresql://", "postgresql+psycopg://", 1),
         hide_parameters=True,  # an error's text must not carry a row into a log
         # The server itself then refuses to write, whatever is sent.
-        execution_options={"postgresql_readonly": True, "yield_per": _ROWS},
+        execution_options={"postgresql_readonly": True},
     )
     try:
         with engine.connect() as connection:
@@ -208,7 +209,7 @@ def _postgres(dsn: str) -> Iterator[Store]:
             def run(sql: str) -> tuple[list[str], Iterator[Sequence[Any]]]:
                 # A savepoint: a missing table must not end the transaction that reads the rest.
                 with connection.begin_nested():
-                    found = connection.exec_driver_sql(sql)
+                    found = connection.exec_driver_sql(sql, execution_options={"yield_per": _ROWS})
                     return list(found.keys()), iter(found)
 
             yield Store(run)

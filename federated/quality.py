@@ -161,10 +161,12 @@ def drift(study: Study, then: Profile, now: Profile) -> list[dict[str, Any]]:
                 found += _moved_mean(feature.name, before, after, scale)
             case CategoryFeature() | FlagFeature():
                 found += _moved_shares(feature.name, before, after)
-    before, after = (part["fields"].get(study.label.field) for part in (then, now))
-    found += _moved(study.label.field, "missing", *_missing(before, after, then, now))
-    deviation = 0.0 if before is None else float(before.get("deviation", 0.0))
-    found += _moved_mean(study.label.field, before, after, deviation)
+    for name in study.label.fields:
+        before, after = (part["fields"].get(name) for part in (then, now))
+        found += _moved(name, "missing", *_missing(before, after, then, now))
+        deviation = 0.0 if before is None else float(before.get("deviation", 0.0))
+        found += _moved_mean(name, before, after, deviation)
+        found += _moved_shares(name, before, after)
     return found
 
 

@@ -3,6 +3,7 @@
 What is stored are the study's own fields and nothing else of the records.
 """
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from coop.documents.study import Study
 from federated import quality
 from federated.extract import Extractor
 from federated.fhir_export import FhirReader
-from federated.intake import Aside, keep, look
+from federated.importers import Dictionary, read_table
+from federated.intake import Aside, Row, keep, look
 from federated.omop import OmopReader
 from federated.site import Site
 from federated.wanted import PLACES
@@ -81,6 +83,31 @@ def import_omop(
     reader.read_database(where)
     facts = {"format": "omop", "codes_without_concept": reader.unknown_codes}
     return _finish(site, extractor, reader.tables, reader.read, facts, dry_run=dry_run)
+
+
+def read_patients(
+    study: Study, path: Path, dictionary: Dictionary | None = None
+) -> tuple[dict[str, Row], int]:
+    """One site's rows by record key without any store, and how many lines were set aside.
+
+    Args:
+        study: On a table, or on records.
+        path: A CSV or Parquet file; for a study on records a FHIR export or an OMOP database.
+        dictionary: What a table's columns may hold; the bundled cardiology one by default.
+
+    Raises:
+        UnreadableFileError: It is none.
+    """
+    if study.index is None:
+        table = read_table(path, dictionary or Dictionary.load())
+        return dict(table.patients), len(table.quarantined)
+    extractor = Extractor(study, int(time.time()))
+    if path.is_dir() and any(path.glob("*.ndjson*")):
+        FhirReader(extractor).read_folder(path)
+    else:
+        OmopReader(extractor).read_database(str(path))
+    rows: dict[str, Row] = dict(extractor.rows())
+    return rows, extractor.aside.counts.total()
 
 
 def _finish(

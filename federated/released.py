@@ -9,6 +9,7 @@ from coop.documents.envelope import Opened, open_document
 from coop.documents.study import Study
 from coop.documents.training import Passport
 from coop.errors import CoopError, Kind
+from coop.families import family_of
 from coop.features import columns
 from federated.approval import approved_study
 from federated.models import Weights, from_safetensors
@@ -47,5 +48,5 @@ def released(site: Site, client: Client, model_id: str) -> Released:
         raise ForgedModelError("model: the weights are not those of the signed passport")
     with site.database.reading() as connection:
         study = approved_study(connection, site, passport.subject.study_sha256).study
-    weights = from_safetensors(content, len(columns(study.schema_)))
+    weights = from_safetensors(content, len(columns(study.schema_)), family_of(study))
     return Released(passport=passport, study=study, weights=weights, state=str(card["state"]))

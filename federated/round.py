@@ -25,6 +25,7 @@ from coop.documents.envelope import issue, open_document
 from coop.documents.study import MICRO
 from coop.documents.training import RoundReceipt
 from coop.errors import ConflictError, CoopError, Kind
+from coop.families import family_of
 from federated import budget
 from federated.answers import (
     State,
@@ -41,7 +42,7 @@ from federated.evaluation import histogram, noised
 from federated.integer_noise import noised_sum
 from federated.mandate import Mandate, open_order, verify
 from federated.mirror import HeldLease, Mirror
-from federated.models import Weights, predict
+from federated.models import Weights
 from federated.overlay import refuse_if_forbidden
 from federated.pace import even_pace
 from federated.permits import consent_request, permitted, shown_by
@@ -98,7 +99,7 @@ class RoundAnswer:
 
     receipt: dict[str, Json]
     update: dict[str, NDArray[Any]]
-    """`{"weight": float32 [d]}`, or `{"histogram": int64 [groups, 2, bins]}` in phase evaluate."""
+    """The family's tensors, float32; in phase evaluate `{"histogram": int64 [groups, 2, bins]}`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,14 +281,14 @@ def _compute(site: Site, mandate: Mandate, answer: Stored, lease: HeldLease, at:
 
 
 def _update(mandate: Mandate, rows: Examples) -> dict[str, NDArray[Any]]:
-    study = mandate.study
+    study, family = mandate.study, family_of(mandate.study)
     if mandate.request.subject.phase == "evaluate":
         exact = histogram(
-            predict(mandate.weights, rows.x),
-            rows.y,
-            rows.groups,
-            study.evaluation.groups,
-            study.evaluation.bins,
+            family.predict(mandate.weights, rows.x),
+            *family.evaluated(rows.y),
+            groups_of=rows.groups,
+            groups=study.evaluation.groups,
+            bins=study.evaluation.bins,
         )
         return {
             "histogram": noised(exact, sigma_micro=mandate.sigma_micro, rho_nano=mandate.rho_nano)
@@ -295,10 +296,12 @@ def _update(mandate: Mandate, rows: Examples) -> dict[str, NDArray[Any]]:
     from federated import private_training as dp  # noqa: PLC0415  (loads torch)
 
     clip, sigma = study.recipe.clip_micro / MICRO, mandate.sigma_micro / MICRO
+    given = (mandate.weights, rows.x, rows.y)
     if not mandate.masked:
-        return dict(dp.private_gradient(mandate.weights, rows.x, rows.y, clip=clip, sigma=sigma))
+        q = study.recipe.sampling_micro / MICRO
+        return dict(dp.private_gradient(*given, clip=clip, sigma=sigma, family=family, sampling=q))
     integers = noised_sum(
-        dp.clipped_gradients(mandate.weights, rows.x, rows.y, clip=clip),
+        dp.clipped_gradients(*given, clip=clip, family=family),
         sum(value.size for value in mandate.weights.values()),
         clip_micro=study.recipe.clip_micro,
         sigma_micro=mandate.sigma_micro,

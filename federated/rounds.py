@@ -23,6 +23,7 @@ from coop.documents.training import (
     RoundRequest,
 )
 from coop.errors import NotFoundError
+from coop.families import family_of, initial
 from coop.features import columns
 from coop.journal.store import Journal
 from coop.keys import SigningKey
@@ -180,15 +181,15 @@ class Rounds:
             return None
         training = number <= order.subject.rounds
         last = 1 if training else study.recipe.average_last
-        size = len(columns(study.schema_))
+        width, family = len(columns(study.schema_)), family_of(study)
         done = self.checkpoints(connection, row.order_sha256, since=number - last)
-        iterates = [models.from_safetensors(bytes(point.state), size) for point in done]
+        iterates = [models.from_safetensors(bytes(p.state), width, family) for p in done]
         return NextRound(
             order=order,
             study=study,
             phase=TRAIN if training else EVALUATE,
             round=number,
-            weights=average(iterates, last) if iterates else models.initial(size),
+            weights=average(iterates, last) if iterates else initial(study, width),
             previous_sha256=done[-1].record_sha256 if done else None,
         )
 
@@ -337,8 +338,8 @@ class Rounds:
         trained = [point for point in done if point.phase == TRAIN]
         if row.state not in (RunState.RELEASING, RunState.FINISHED):
             raise NotFoundError("run: its rounds are not done")
-        size = len(columns(study.schema_))
-        iterates = [models.from_safetensors(bytes(point.state), size) for point in trained]
+        width, family = len(columns(study.schema_)), family_of(study)
+        iterates = [models.from_safetensors(bytes(p.state), width, family) for p in trained]
         evaluated = next((bytes(point.state) for point in done if point.phase == EVALUATE), None)
         return RunResult(
             order=self._order(connection, order_sha256),

@@ -65,6 +65,25 @@ def auc(probabilities: Floats, outcomes: NDArray[np.float32]) -> float | None:
     return float((ranks[positive].sum() - n * (n + 1) / 2) / many)
 
 
+def c_index(risks: Floats, times: NDArray[np.float32]) -> float | None:
+    """Harrell's c: how often, of two, she who had the event first was at more risk.
+
+    Pairs of which nobody knows who was first are left out; equal risks count half.
+
+    Args:
+        risks: [n].
+        times: [n, 2]: time, and whether the event happened then.
+    """
+    right, pairs = 0.0, 0
+    for risk, (time, happened) in zip(risks, times, strict=True):
+        if happened > 0:
+            # Later than hers, or at the same time but without the event: had it after her.
+            after = (times[:, 0] > time) | ((times[:, 0] == time) & (times[:, 1] == 0))
+            pairs += int(after.sum())
+            right += float((risks[after] < risk).sum() + (risks[after] == risk).sum() / 2)
+    return right / pairs if pairs else None
+
+
 def calibration_error(probabilities: Floats, outcomes: NDArray[np.float32]) -> float:
     """Expected calibration error over ten equal bins of predicted risk."""
     bins = np.minimum((probabilities * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)

@@ -17,21 +17,22 @@ from numpy.typing import NDArray
 
 from coop.documents.study import MICRO, Recipe, Study
 from coop.documents.training import ADVERSARY_A, adversary_b
-from coop.errors import ConflictError, InvalidInputError, Kind
+from coop.errors import InvalidInputError, Kind
+from coop.families import LOGISTIC_REGRESSION, Family, family_of, public_seed
 from coop.features import Row, columns, training_matrix
 from federated.accounting import Plan, plan
 from federated.data import is_bundled, split
-from federated.importers import Dictionary, read_csv
+from federated.importers import Dictionary
 from federated.integer_noise import noised_sum, to_numbers
 from federated.masked_sum import threshold_allowed
-from federated.models import WEIGHT, Weights, initial, predict
+from federated.models import Weights, unflatten
 from federated.private_training import (
     clipped_gradients,
     private_gradient,
     unsafe_gradient_without_noise,
 )
-from federated.run_figures import Run, by_name, figures_of, summary
-from federated.scores import GROUP_MIN, calibration_error, scores
+from federated.record_import import read_patients
+from federated.run_figures import Run, WrongFilesError, by_name, figures_of, scored, summary
 from federated.step import apply_round, average
 
 RUNS_MAX: Final = 1000
@@ -42,7 +43,7 @@ _CLIP_OFF: Final = 1e6  # no gradient here is longer than 3
 _PERCENT: Final = 100
 
 Matrix = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Design matrix [n, d] and labels [n]."""
+"""Design matrix [n, d] and labels, as `coop.features` makes them."""
 
 
 class Mode(StrEnum):
@@ -72,13 +73,6 @@ class TooFewHonestError(InvalidInputError):
     kind = Kind.UNPROCESSABLE
 
 
-class WrongFilesError(ConflictError):
-    """The files do not fit the study or the split."""
-
-    code = "simulate.wrong-files"
-    kind = Kind.UNPROCESSABLE
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     """One site's usable patients, split."""
@@ -89,8 +83,16 @@ class Data:
     quarantined: int
 
 
-def load(study: Study, files: Mapping[str, Path], rule: SplitRule) -> tuple[dict[str, Data], str]:
+def load(
+    study: Study, files: Mapping[str, Path], rule: SplitRule, dictionary: Dictionary | None = None
+) -> tuple[dict[str, Data], str]:
     """Read, check and split every site's file.
+
+    Args:
+        study: On a table, or on records.
+        files: By site.
+        rule: Who tests.
+        dictionary: What a table's columns may hold; the bundled cardiology one by default.
 
     Returns:
         Data by site, and the split used in words.
@@ -99,18 +101,18 @@ def load(study: Study, files: Mapping[str, Path], rule: SplitRule) -> tuple[dict
         raise WrongFilesError("site: name at least one, as NAME=CSV")
     use_flamby = rule is SplitRule.FLAMBY or (
         rule is SplitRule.AUTO
+        and study.index is None
         and all(is_bundled(path, site) for site, path in files.items())
         and any(feature.missing == "refuse" for feature in study.schema_.features)
     )
     fixed = split() if use_flamby else None
-    dictionary = Dictionary.load()
     data: dict[str, Data] = {}
     for site, path in sorted(files.items()):
-        extract = read_csv(path, dictionary)
+        patients, quarantined = read_patients(study, path, dictionary)
         if fixed is not None:
-            train, test = _fixed_parts(fixed, site, extract.patients)
+            train, test = _fixed_parts(fixed, site, patients)
         else:
-            train, test = _fold_parts(site, extract.patients, study.evaluation.fold_percent)
+            train, test = _fold_parts(site, patients, study.evaluation.fold_percent)
         train_x, train_y, _ = training_matrix(train, study.schema_, study.label, site)
         test_x, test_y, kept = training_matrix(test, study.schema_, study.label, site)
         if fixed is not None and (len(train_y) != len(train) or len(test_y) != len(test)):
@@ -120,7 +122,7 @@ def load(study: Study, files: Mapping[str, Path], rule: SplitRule) -> tuple[dict
             train=(train_x, train_y),
             test=(test_x, test_y),
             test_groups=[_group(row, study.evaluation.group_field) for row in tested],
-            quarantined=len(extract.quarantined),
+            quarantined=quarantined,
         )
     words = (
         "federated/data/split.json (FLamby, seed 43)"
@@ -141,7 +143,13 @@ def with_epsilon(study: Study, epsilon: float | None) -> Study:
 
 
 def train(
-    matrices: Mapping[str, Matrix], recipe: Recipe, split: Plan | None, honest: int = 1
+    matrices: Mapping[str, Matrix],
+    recipe: Recipe,
+    split: Plan | None,
+    honest: int = 1,
+    *,
+    family: Family = LOGISTIC_REGRESSION,
+    seed: bytes = b"",
 ) -> Weights:
     """The released weights of one training.
 
@@ -150,36 +158,47 @@ def train(
         recipe: The study's.
         split: The study's plan; None trains without noise and without clipping.
         honest: 1: every site adds the whole noise (mode A); h: a share each (mode B).
+        family: What is trained.
+        seed: Where its weights start from (`coop.families.public_seed`).
     """
     iterates: list[Weights] = []
-    weights = initial(next(iter(matrices.values()))[0].shape[1])
+    weights = family.initial(next(iter(matrices.values()))[0].shape[1], seed)
     for _ in range(recipe.rounds):
         if split is not None and honest > 1:
-            updates = {"sum": _secret_sum(weights, matrices, recipe, split, honest)}
+            updates = {"sum": _secret_sum(weights, matrices, recipe, split, honest, family)}
         else:
             updates = {
-                site: _update(weights, matrix, recipe, split) for site, matrix in matrices.items()
+                site: _update(weights, matrix, recipe, split, family)
+                for site, matrix in matrices.items()
             }
         weights = apply_round(weights, updates, recipe)
         iterates.append(weights)
     return average(iterates, recipe.average_last)
 
 
-def _update(weights: Weights, matrix: Matrix, recipe: Recipe, split: Plan | None) -> Weights:
+def _update(
+    weights: Weights, matrix: Matrix, recipe: Recipe, split: Plan | None, family: Family
+) -> Weights:
     if split is None:
-        return unsafe_gradient_without_noise(weights, *matrix, clip=_CLIP_OFF)
+        return unsafe_gradient_without_noise(weights, *matrix, clip=_CLIP_OFF, family=family)
     clip, sigma = recipe.clip_micro / MICRO, split.training_sigma_micro / MICRO
-    return private_gradient(weights, *matrix, clip=clip, sigma=sigma)
+    q = recipe.sampling_micro / MICRO
+    return private_gradient(weights, *matrix, clip=clip, sigma=sigma, family=family, sampling=q)
 
 
 def _secret_sum(
-    weights: Weights, matrices: Mapping[str, Matrix], recipe: Recipe, split: Plan, honest: int
+    weights: Weights,
+    matrices: Mapping[str, Matrix],
+    recipe: Recipe,
+    split: Plan,
+    honest: int,
+    family: Family,
 ) -> Weights:
     """What the hub sees in mode B: the sum of the sites' integers; the masks would cancel in it."""
-    length = len(weights[WEIGHT])
+    length = sum(value.size for value in weights.values())
     sums = [
         noised_sum(
-            clipped_gradients(weights, *matrix, clip=recipe.clip_micro / MICRO),
+            clipped_gradients(weights, *matrix, clip=recipe.clip_micro / MICRO, family=family),
             length,
             clip_micro=recipe.clip_micro,
             sigma_micro=split.training_sigma_micro,
@@ -189,7 +208,7 @@ def _secret_sum(
         for matrix in matrices.values()
     ]
     total = np.asarray(np.sum(sums, axis=0, dtype=np.int64))
-    return {WEIGHT: to_numbers(total.view(np.uint64)).astype(np.float32)}
+    return unflatten(to_numbers(total.view(np.uint64)), weights)
 
 
 def simulate(
@@ -225,10 +244,12 @@ def simulate(
         case Mode.B:
             shares = honest_of(study, len(data), honest)
     matrices = {site: part.train for site, part in data.items()}
+    family, seed = family_of(study), public_seed(study)
+    used = None if mode is Mode.NONE else split
     finished: list[Run] = []
     for _ in range(runs):
-        weights = train(matrices, recipe, None if mode is Mode.NONE else split, shares)
-        finished.append(_scored(study, weights, data))
+        weights = train(matrices, recipe, used, shares, family=family, seed=seed)
+        finished.append(_scored(study, dict.fromkeys(data, weights), data))
         progress()
     return finished
 
@@ -257,10 +278,12 @@ def references(study: Study, data: Mapping[str, Data]) -> dict[str, object]:
     local: dict[str, Weights] = {}
     for site, part in data.items():
         recipe = _reference_recipe(study.recipe, len(part.train[1]))
-        local[site] = train({site: part.train}, recipe, None)
+        local[site] = train(
+            {site: part.train}, recipe, None, family=family_of(study), seed=public_seed(study)
+        )
     return {
         "note": "not possible in production: reads whole records, adds no noise",
-        "local_only": summary([_locally_scored(study, local, data)]),
+        "local_only": summary([_scored(study, local, data)]),
         "pooled_non_private": summary([pooled]),
     }
 
@@ -321,6 +344,7 @@ def _privacy(budget: Plan, honest: int) -> dict[str, object]:
 def _reference_recipe(recipe: Recipe, patients: int) -> Recipe:
     return recipe.model_copy(
         update={
+            "sampling_micro": MICRO,
             "rounds": REFERENCE_ROUNDS,
             "average_last": REFERENCE_ROUNDS // 2,
             "population": max(1, patients),
@@ -328,31 +352,9 @@ def _reference_recipe(recipe: Recipe, patients: int) -> Recipe:
     )
 
 
-def _scored(study: Study, weights: Weights, data: Mapping[str, Data]) -> Run:
-    return _locally_scored(study, dict.fromkeys(data, weights), data)
-
-
-def _locally_scored(study: Study, weights: Mapping[str, Weights], data: Mapping[str, Data]) -> Run:
-    """Score each site's test patients under that site's weights."""
-    probabilities = {site: predict(weights[site], part.test[0]) for site, part in data.items()}
-    outcomes = {site: part.test[1] for site, part in data.items()}
-    everything = np.concatenate([probabilities[site] for site in data])
-    truth = np.concatenate([outcomes[site] for site in data])
-    of_group = np.array([group for part in data.values() for group in part.test_groups], object)
-    pooled = scores(everything, truth)
-    if pooled is None:
-        raise WrongFilesError("no site has a usable test patient")
-    sites = {site: scores(probabilities[site], outcomes[site]) for site in data}
-    groups = {
-        group: scores(everything[of_group == group], truth[of_group == group])
-        for group in study.evaluation.groups
-    }
-    return Run(
-        weights=next(iter(weights.values())),
-        pooled=pooled,
-        calibration_error=calibration_error(everything, truth),
-        sites={site: found for site, found in sites.items() if found is not None},
-        groups={name: found for name, found in groups.items() if found and found.n >= GROUP_MIN},
+def _scored(study: Study, weights: Mapping[str, Weights], data: Mapping[str, Data]) -> Run:
+    return scored(
+        study, weights, {site: (*part.test, part.test_groups) for site, part in data.items()}
     )
 
 

@@ -9,13 +9,14 @@ import numpy as np
 
 from coop.documents.study import MICRO, Recipe
 from coop.errors import InvariantError
-from federated.models import WEIGHT, Weights
+from federated.models import Weights
 
 
 def apply_round(weights: Weights, updates: Mapping[str, Weights], recipe: Recipe) -> Weights:
     """The weights after one gradient step with the sum of the sites' noised gradient sums.
 
-    The sum is divided by the study's public population, never by a count of today's cohort.
+    The sum is divided by the study's public population (of a sampled round: by how many of it a
+    sample is expected to hold), never by a count of today's cohort.
 
     Args:
         weights: Before the round.
@@ -24,11 +25,15 @@ def apply_round(weights: Weights, updates: Mapping[str, Weights], recipe: Recipe
     """
     if not updates:
         raise InvariantError("a round without any update must not be applied")
-    total = np.zeros(weights[WEIGHT].shape, dtype=np.float64)
-    for site in sorted(updates):
-        total += updates[site][WEIGHT].astype(np.float64)
-    step = recipe.learning_rate_micro / MICRO * total / recipe.population
-    return {WEIGHT: (weights[WEIGHT].astype(np.float64) - step).astype(np.float32)}
+    expected = recipe.population * (recipe.sampling_micro / MICRO)
+    moved: Weights = {}
+    for name, value in weights.items():
+        total = np.zeros(value.shape, dtype=np.float64)
+        for site in sorted(updates):
+            total += updates[site][name].astype(np.float64)
+        step = recipe.learning_rate_micro / MICRO * total / expected
+        moved[name] = (value.astype(np.float64) - step).astype(np.float32)
+    return moved
 
 
 def average(iterates: Sequence[Weights], last: int) -> Weights:
@@ -38,5 +43,10 @@ def average(iterates: Sequence[Weights], last: int) -> Weights:
     """
     if not iterates or last < 1:
         raise InvariantError("nothing to average")
-    tail = np.stack([weights[WEIGHT].astype(np.float64) for weights in iterates[-last:]])
-    return {WEIGHT: tail.mean(axis=0).astype(np.float32)}
+    tail = iterates[-last:]
+    return {
+        name: np.stack([weights[name].astype(np.float64) for weights in tail])
+        .mean(axis=0)
+        .astype(np.float32)
+        for name in tail[0]
+    }

@@ -37,6 +37,13 @@ class PurposeForPeopleError(CoopError):
     kind = Kind.UNPROCESSABLE
 
 
+class SamplingNotAvailableError(CoopError):
+    """Hospitals train on all patients of a cohort; a sampled training is for simulations only."""
+
+    code = "approval.sampling-not-available"
+    kind = Kind.UNPROCESSABLE
+
+
 class PriceTooHighError(CoopError):
     """The study costs a patient more privacy than this hospital's own policy allows."""
 
@@ -60,6 +67,10 @@ def refusals(study: Study, cap_micro: int, now: int | None) -> list[CoopError]:
             )
         case Reading.CLEAR:
             pass
+    if study.recipe.sampling_micro < MICRO:
+        found.append(
+            SamplingNotAvailableError("recipe.sampling: must be 1; a sample is not accounted yet")
+        )
     if unknown := sorted(set(study.uses) - set(USES)):
         found.append(UnknownPurposeError(f"uses: {unknown[0][:40]!r} is not a use we know"))
     return found + _too_dear(study, cap_micro)

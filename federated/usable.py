@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coop.documents.study import MICRO, Study
+from coop.families import family_of
 from coop.features import WrongValueError, columns, encode, training_matrix
-from federated.models import Weights, predict
+from federated.models import Weights
 
 Rows = Sequence[tuple[str, dict[str, object]]]
 
@@ -25,7 +26,7 @@ class Examples:
     x: NDArray[np.float32]
     """[n, d]"""
     y: NDArray[np.float32]
-    """[n], 0 or 1"""
+    """As `coop.features.label` gives it: [n], 0 or 1; of a time to an event [n, 2]."""
     groups: list[str | None]
     """[n], each patient's subgroup."""
 
@@ -55,7 +56,7 @@ def risk_micro(row: dict[str, object], weights: Weights, study: Study, site: str
         return None
     if not kept[0]:
         return None
-    return min(max(round(float(predict(weights, x)[0]) * MICRO), 0), MICRO)
+    return min(max(round(float(family_of(study).predict(weights, x)[0]) * MICRO), 0), MICRO)
 
 
 def _matrix(

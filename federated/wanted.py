@@ -195,7 +195,7 @@ def question(study: Study) -> Question:
             fields.append(wanted)
     if study.index is None or study.label.source is None:
         raise ValueError("study: has no index")
-    label = Wanted(name=study.label.field, kind="number", source=study.label.source)
+    label = Wanted(name=study.label.fields[0], kind="number", source=study.label.source)
     index = _index(study.index, by_code)
     asked = Question(fields=fields, label=label, index=index, by_code=by_code, encounters=[])
     for wanted in (*fields, label):

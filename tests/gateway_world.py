@@ -27,6 +27,7 @@ from coop.documents.study import (
 )
 from coop.documents.training import Artefact, Passport
 from coop.doors import Doors
+from coop.families import LOGISTIC_REGRESSION
 from coop.hub import catalogue_api, studies_api
 from coop.journal.store import Journal
 from coop.keys import SigningKey
@@ -110,7 +111,8 @@ def study_of(**changes) -> Study:
 
 def onnx_of(weights: list[float]) -> bytes:
     """The model's file as the hub's release builds it."""
-    return onnx_file(np.array(weights, dtype=np.float32))
+    vector = np.array(weights, dtype=np.float32)
+    return onnx_file(LOGISTIC_REGRESSION, len(weights), {"weight": vector})
 
 
 @dataclass
@@ -169,7 +171,7 @@ class World:
             version=self.study.version,
             site=name,
             data_version=1,
-            epsilon_cap_micro=1_000_000,
+            epsilon_cap_micro=max(1_000_000, self.study.budget.epsilon_micro),
             software="test",
             fab_sha256="0" * 64,
             witnesses={},
@@ -184,7 +186,14 @@ class World:
             now=NOON,
         )
 
-    def release(self, body: bytes, *, named: str | None = None, model_id: str = "heart-1") -> None:
+    def release(
+        self,
+        body: bytes,
+        *,
+        named: str | None = None,
+        model_id: str = "heart-1",
+        training_epsilon_micro: int = 800_000,
+    ) -> None:
         """Put a model into the catalogue as the hub's release does."""
         passport = Passport(
             model_id=model_id,
@@ -197,7 +206,7 @@ class World:
             purpose=self.study.purpose,
             commercial=False,
             epsilon_micro=1_000_000,
-            training_epsilon_micro=800_000,
+            training_epsilon_micro=training_epsilon_micro,
             cohort_epsilon_micro=600_000,
             together_epsilon_micro=1_350_000,
             delta_pico=1_000_000,

@@ -40,6 +40,7 @@ from coop.documents.study import (
 from coop.documents.training import ApprovalRef, GroupMetric, Order, Passport, RoundRecord
 from coop.doors import Doors
 from coop.errors import ConflictError, CoopError, InvalidInputError, NotFoundError
+from coop.families import LOGISTIC_REGRESSION
 from coop.features import columns, encode
 from coop.hub.catalogue_api import routes
 from coop.journal.store import Journal
@@ -329,25 +330,27 @@ def test_another_hubs_passport_is_not_believed(released: Released):
 
 
 def test_a_graph_of_other_weights_is_not_the_model():
-    tensors = weights_file(WEIGHTS)
-    check_parity(tensors, onnx_file(WEIGHTS["weight"]))
+    model = (LOGISTIC_REGRESSION, WIDTH)
+    tensors = weights_file(*model, WEIGHTS)
+    check_parity(*model, tensors, onnx_file(*model, WEIGHTS))
     other = WEIGHTS["weight"].copy()
     other[-1] += 1e-3
     with pytest.raises(ArtefactError):
-        check_parity(tensors, onnx_file(other))
+        check_parity(*model, tensors, onnx_file(*model, {"weight": other}))
     with pytest.raises(ArtefactError):
-        check_parity(tensors, b"no graph")
+        check_parity(*model, tensors, b"no graph")
     with pytest.raises(ArtefactError):
-        check_parity(b"no weights", onnx_file(other))
+        check_parity(*model, b"no weights", onnx_file(*model, {"weight": other}))
 
 
 @settings(max_examples=budget(20, 200))
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40))
 def test_equal_weights_give_equal_bytes_and_every_graph_computes_its_weights(values: list[float]):
     vector = np.array(values, dtype=np.float32)
-    graph = onnx_file(vector)
-    assert graph == onnx_file(vector.copy())
-    check_parity(weights_file({"weight": vector}), graph)
+    model = (LOGISTIC_REGRESSION, len(vector))
+    graph = onnx_file(*model, {"weight": vector})
+    assert graph == onnx_file(*model, {"weight": vector.copy()})
+    check_parity(*model, weights_file(*model, {"weight": vector}), graph)
     assert onnx.load_from_string(graph).opset_import[0].version == 17
 
 

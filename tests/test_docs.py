@@ -23,7 +23,7 @@ hospital restore; patient new; patient consent; patient withdraw; patient receip
 patient statement; study propose; study list; study show; study train; study cancel; model list;
 model card; model verify; model export; infer; cohort; usage; ledger check; ledger statement;
 ledger export; dividends verify; verify receipt; verify consent; verify log; verify passport;
-verify round; simulate; portal; doctor
+verify round; simulate; audit privacy; portal; doctor
 """
 
 

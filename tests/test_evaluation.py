@@ -17,9 +17,10 @@ def test_every_patient_is_in_exactly_one_cell_and_the_last_bin_holds_certainty()
     cells = histogram(
         np.array([0.0, 0.19, 0.2, 1.0]),
         np.array([0, 1, 1, 1], dtype=np.float32),
-        ["female", "male", "male", "male"],
-        GROUPS,
-        5,
+        np.ones(4, dtype=bool),
+        groups_of=["female", "male", "male", "male"],
+        groups=GROUPS,
+        bins=5,
     )
     assert cells.shape == (2, 2, 5)
     assert cells[0, 0].tolist() == [1, 0, 0, 0, 0]
@@ -28,7 +29,12 @@ def test_every_patient_is_in_exactly_one_cell_and_the_last_bin_holds_certainty()
 
 @given(
     st.lists(
-        st.tuples(st.floats(0, 1), st.booleans(), st.sampled_from([*GROUPS, "other", None])),
+        st.tuples(
+            st.floats(0, 1),
+            st.booleans(),
+            st.sampled_from([*GROUPS, "other", None]),
+            st.booleans(),
+        ),
         min_size=1,
         max_size=30,
     ),
@@ -39,13 +45,14 @@ def test_leaving_one_patient_out_changes_one_cell_by_at_most_one(patients, bins)
         return histogram(
             np.array([row[0] for row in rows]),
             np.array([row[1] for row in rows], dtype=np.float32),
-            [row[2] for row in rows],
-            GROUPS,
-            bins,
+            np.array([row[3] for row in rows], dtype=bool),
+            groups_of=[row[2] for row in rows],
+            groups=GROUPS,
+            bins=bins,
         )
 
     difference = of(patients) - of(patients[1:])
-    assert np.abs(difference).sum() == (patients[0][2] in GROUPS)
+    assert np.abs(difference).sum() == (patients[0][3] and patients[0][2] in GROUPS)
 
 
 def test_the_noise_has_the_debited_spread_in_every_cell_even_the_empty_ones():

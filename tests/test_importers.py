@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+import duckdb
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -222,3 +223,52 @@ def test_any_bytes_are_read_or_refused_but_never_crash(write, content: bytes):
     except CoopError as error:
         raise AssertionError from error
     assert len(extract.patients) + len(extract.quarantined) <= content.count(b"\n") + 300
+
+
+# --- Parquet ----------------------------------------------------------------------------
+
+
+def parquet(path: Path, select: str) -> Path:
+    with duckdb.connect() as database:
+        database.execute(f"COPY ({select}) TO '{path}' (FORMAT PARQUET)")
+    return path
+
+
+def test_parquet_is_judged_like_a_csv_of_the_same_rows(site: Site, tmp_path: Path):
+    table = csv_of("longbeach")
+    copy = parquet(tmp_path / "t.parquet", f"SELECT * FROM read_csv('{table}')")  # noqa: S608
+    as_csv, as_parquet = (importers.read_table(path, Dictionary.load()) for path in (table, copy))
+    assert as_csv.patients == as_parquet.patients
+    assert as_parquet.quarantined == []
+    assert import_csv(site, copy).new == 200
+    assert import_csv(site, table).changed == 0
+
+
+def test_a_bad_row_of_a_parquet_file_is_set_aside_and_gaps_are_missing(tmp_path: Path):
+    path = parquet(
+        tmp_path / "t.parquet",
+        "SELECT * FROM (VALUES (1, 63.0, 'male', true), (2, 'nan'::DOUBLE, NULL, NULL), "
+        "(3, 999.0, 'male', true), (NULL, 50.0, 'male', true)) "
+        "AS t(patient, age_years, sex, exercise_angina)",
+    )
+    extract = importers.read_table(path, Dictionary.load())
+    assert extract.patients == {
+        "1": {"age_years": 63.0, "sex": "male", "exercise_angina": True},
+        "2": {},
+    }
+    assert [bad.line for bad in extract.quarantined] == [4, 5]
+
+
+def test_what_is_no_parquet_file_is_said(tmp_path: Path):
+    path = tmp_path / "t.parquet"
+    path.write_text("patient,age_years\n1,63\n")
+    with pytest.raises(UnreadableFileError, match="not a Parquet file"):
+        importers.read_table(path, Dictionary.load())
+    whole = parquet(tmp_path / "w.parquet", "SELECT 1 AS patient, 63 AS age_years").read_bytes()
+    path.write_bytes(whole[:20] + b"\xff" * 40 + whole[60:])
+    with pytest.raises(UnreadableFileError, match="not a Parquet file"):
+        importers.read_table(path, Dictionary.load())
+    starred = tmp_path / "*.parquet"
+    starred.write_bytes(whole)
+    with pytest.raises(UnreadableFileError, match="not a Parquet file"):
+        importers.read_table(starred, Dictionary.load())

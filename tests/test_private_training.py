@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from coop.errors import InvariantError
+from coop.families.logistic import WEIGHT
 from federated import private_training
-from federated.models import WEIGHT, WrongWeightsError, initial
+from federated.models import WrongWeightsError, initial
 from federated.private_training import private_gradient, unsafe_gradient_without_noise
 
 CLIP = 0.5

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from coop.documents.study import Recipe
 from coop.errors import InvariantError
+from coop.families.logistic import WEIGHT
 from federated.models import (
-    WEIGHT,
     WrongWeightsError,
     check,
     from_safetensors,

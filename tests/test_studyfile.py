@@ -1,6 +1,7 @@
 """Study files: exact decimals, and errors that name the field."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coop.documents.study import Study
+from coop.documents.units import ANALYTES, UNITS
 from coop.errors import NotFoundError
-from coop.studyfile import StudyFileError, load_study
+from coop.studyfile import StudyFileError, load_study, schema
 
 ROOT = Path(__file__).parent.parent
 GOOD: dict = {
@@ -204,3 +206,165 @@ def test_the_ethics_document_beside_the_file_is_named_by_its_digest(tmp_path: Pa
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_example_is_a_study(path: Path):
     Study.model_validate(load_study(path))
+
+
+# --- where fields come from -------------------------------------------------------------
+
+SOURCED: dict = {
+    **{name: value for name, value in GOOD.items() if name not in {"features", "label", "cohort"}},
+    "index": {"event": "first-encounter"},
+    "features": {
+        "features": [
+            {
+                "kind": "number",
+                "name": "glucose",
+                "center": "100",
+                "scale": "20",
+                "clip": "3",
+                "gain": "1",
+                "source": {
+                    "table": "observation",
+                    "codes": {"loinc": ["2345-7"], "omop": [3004501]},
+                    "unit": "mg/dL",
+                    "analyte": "glucose",
+                    "low": "10.5",
+                    "high": 2000,
+                },
+            },
+            {
+                "kind": "category",
+                "name": "sex",
+                "values": ["male"],
+                "source": {"table": "patient", "attribute": "sex"},
+            },
+            {
+                "kind": "flag",
+                "name": "hypertension",
+                "source": {"table": "condition", "codes": {"icd10": ["I10*"]}},
+            },
+        ],
+        "site_intercepts": [],
+    },
+    "label": {
+        "field": "diabetes",
+        "above": 0,
+        "source": {
+            "table": "condition",
+            "codes": {"snomed": [44054006]},
+            "pick": "count",
+            "to_day": 365,
+        },
+    },
+    "cohort": {"number_fields": ["glucose"], "category_fields": ["sex"]},
+}
+
+
+def resourced(place: str, value: object) -> dict:
+    study = copy.deepcopy(SOURCED)
+    *parents, last = place.split(".")
+    part = study
+    for name in parents:
+        part = part[int(name)] if name.isdigit() else part[name]
+    if value is ...:
+        del part[last]
+    else:
+        part[last] = value
+    return study
+
+
+def test_a_source_is_signed_as_text_and_integers(tmp_path: Path):
+    study = Study.model_validate(load_study(written(tmp_path, SOURCED)))
+    source = study.schema_.features[0].source
+    assert source.codes == {"loinc": ["2345-7"], "omop": ["3004501"]}
+    assert (source.low_micro, source.high_micro) == (10_500_000, 2_000_000_000)
+    assert (source.from_day, source.to_day) == (-36_525, 0)
+    assert (study.label.source.from_day, study.label.source.to_day) == (1, 365)
+    assert study.label.source.codes == {"snomed": ["44054006"]}
+    dated = resourced("index", {"event": "date", "date": "2024-02-29"})
+    read = Study.model_validate(load_study(written(tmp_path, dated)))
+    assert read.index.at == 1_709_164_800
+
+
+def test_the_extract_is_named_by_what_is_asked_of_records_and_nothing_else(tmp_path: Path):
+    def extract(place: str, value: object) -> str:
+        return Study.model_validate(load_study(written(tmp_path, resourced(place, value)))).extract
+
+    plain = extract("title", "Diabetes")
+    assert extract("budget.epsilon", "0.5") == plain
+    assert extract("features.features.0.scale", "30") == plain
+    assert extract("features.features.0.source.unit", "mmol/L") != plain
+    assert extract("label.source.to_day", 366) != plain
+    assert extract("index", {"event": "last-encounter"}) != plain
+    assert Study.model_validate(load_study(written(tmp_path, GOOD))).extract == ""
+
+
+F0, F1, F2 = (f"features.features.{n}.source" for n in range(3))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "named"),
+    [
+        ("index", ..., "index"),
+        ("index.event", "birth", "index.event"),
+        ("index", {"event": "first-record"}, "codes"),
+        ("index", {"event": "date"}, "at"),
+        ("index", {"event": "date", "date": "2024-02-30"}, "index.date"),
+        (F0, ..., "glucose"),
+        (f"{F0}.unit", "furlong", f"{F0}"),
+        (f"{F0}.unit", ..., f"{F0}"),
+        (f"{F0}.analyte", "gold", f"{F0}"),
+        (f"{F0}.pick", "ever", f"{F0}"),
+        (f"{F0}.pick", "guess", f"{F0}.pick"),
+        (f"{F0}.codes", {}, f"{F0}.codes"),
+        (f"{F0}.codes", {"loinc": ["2345 7"]}, f"{F0}.codes.loinc"),
+        (f"{F0}.codes", {"loinc": ["a'b"]}, f"{F0}.codes.loinc"),
+        (f"{F0}.codes", {"icd11": ["5A11"]}, f"{F0}.codes"),
+        (f"{F0}.from_day", 1, f"{F0}"),
+        (f"{F0}.to_day", 99999, f"{F0}.to_day"),
+        (f"{F0}.low", "0.0000001", f"{F0}.low"),
+        (f"{F0}.table", "patient", f"{F0}"),
+        (f"{F1}.attribute", "age_years", f"{F1}"),
+        (f"{F1}.unit", "a", f"{F1}"),
+        ("features.features.1.values", ["m"], "sex"),
+        (f"{F2}.pick", "latest", f"{F2}"),
+        (f"{F2}.codes", ..., f"{F2}"),
+        ("label.source.pick", ..., "label.source"),
+        ("label.source", ..., "label"),
+        ("label.field", "glucose", "label.field"),
+        ("cohort.number_fields", ["weight"], "weight"),
+        ("evaluation.group_field", "race", "race"),
+    ],
+)
+def test_a_source_that_cannot_give_its_field_is_named(
+    tmp_path: Path, place: str, value: object, named: str
+):
+    with pytest.raises(StudyFileError) as refused:
+        load_study(written(tmp_path, resourced(place, value)))
+    assert named in refused.value.message, refused.value.message
+
+
+def test_a_source_without_an_index_is_refused(tmp_path: Path):
+    study = changed("features.features.2.source", {"table": "condition", "codes": {"omop": [1]}})
+    with pytest.raises(StudyFileError, match="index"):
+        load_study(written(tmp_path, study))
+
+
+def test_the_signed_bytes_of_a_study_without_sources_are_what_they_were(tmp_path: Path):
+    study = Study.model_validate(load_study(written(tmp_path, GOOD)))
+    said = study.model_dump(mode="json", exclude_none=True)
+    assert "index" not in said
+    assert not any("source" in feature for feature in said["features"]["features"])
+    assert said["label"] == {"field": "severity", "above": 0}
+
+
+def test_the_page_about_study_files_names_every_member_unit_and_substance():
+    page = (ROOT / "docs" / "study-file.md").read_text()
+    form = schema()
+    names = set(form["properties"])
+    for part in ("recipe", "budget", "evaluation", "cohort", "remediation"):
+        names |= set(form["properties"][part]["properties"])
+    for part in ("source", "label_source", "index", "codes", "number", "survival", "outcome"):
+        names |= set(form["$defs"][part]["properties"])
+    missing = [name for name in sorted(names) if not re.search(rf"\b{re.escape(name)}\b", page)]
+    assert missing == []
+    assert [unit for unit in sorted(UNITS | ANALYTES) if f"`{unit}`" not in page] == []

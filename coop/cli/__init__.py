@@ -26,6 +26,7 @@ _GROUPS: Final[dict[str, tuple[str, str, str]]] = {
     "dividends": ("coop.cli.ledger", "dividends_app", "Recompute every dividend."),
     "verify": ("coop.cli.verify", "app", "Verify documents offline."),
     "simulate": ("coop.cli.simulate", "app", "The same training code in one process."),
+    "audit": ("coop.cli.audit", "app", "Attack a training to test the privacy it claims."),
     "portal": (
         "coop.cli.portal",
         "app",

@@ -48,6 +48,7 @@ def import_csv(
     site = _open(state)
     chosen = Dictionary.load(dictionary) if dictionary else None
     report = read(site, path, chosen, dry_run=dry_run)
+    moved = _moved(site)
     site.close()
     facts = {
         "dry_run": dry_run,
@@ -57,13 +58,14 @@ def import_csv(
         "alike": report.alike,
         "data_version": report.data_version,
         "quarantined": [{"line": bad.line, "reason": bad.reason} for bad in report.quarantined],
+        "data_other_than_approved": moved,
     }
     done = "nothing stored" if dry_run else f"{report.new} new, {report.changed} changed"
     lines = [f"{report.rows} patients read, {done}"]
     if report.alike:
         lines.append(f"{report.alike} of them exactly like another: the same person twice?")
     lines += [f"line {bad.line} set aside: {bad.reason}" for bad in report.quarantined[:_LINES_MAX]]
-    show(facts, as_json, "\n".join(lines))
+    show(facts, as_json, "\n".join(lines + _warnings(moved)))
 
 
 @import_app.command("fhir")
@@ -90,8 +92,10 @@ def import_fhir(
         identifier=identifier,
         dry_run=dry_run,
     )
+    moved = _moved(site)
     site.close()
-    show(report, as_json, _said(report))
+    text = "\n".join(_said(report) + _warnings(moved))
+    show({**report, "data_other_than_approved": moved}, as_json, text)
 
 
 @import_app.command("omop")
@@ -123,8 +127,10 @@ def import_omop(
         by_person_id=by_person_id,
         dry_run=dry_run,
     )
+    moved = _moved(site)
     site.close()
-    show(report, as_json, _said(report))
+    text = "\n".join(_said(report) + _warnings(moved))
+    show({**report, "data_other_than_approved": moved}, as_json, text)
 
 
 @app.command()
@@ -151,7 +157,22 @@ def _study(site: "Site", named: str) -> "Study":
         return Study.model_validate(approval.review(site, hub, named)["study"])
 
 
-def _said(report: dict[str, Any]) -> str:
+def _moved(site: "Site") -> list[dict[str, Any]]:
+    from federated import coverage
+
+    with site.database.reading() as connection:
+        return coverage.approved_drift(connection, now=int(time.time()))
+
+
+def _warnings(moved: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"WARNING: {entry['study_id']} v{entry['version']} was approved for other data: "
+        f"{', '.join(sorted({each['field'] for each in entry['moved']}))}"
+        for entry in moved
+    ]
+
+
+def _said(report: dict[str, Any]) -> list[str]:
     """A report in lines a person checks a mapping by."""
     done = (
         "nothing stored"
@@ -170,4 +191,4 @@ def _said(report: dict[str, Any]) -> str:
     for name, codes in report.get("codes_without_concept", {}).items():
         lines.append(f"  {name}: not in this vocabulary: {', '.join(codes)}")
     lines += [f"{n} set aside: {reason}" for reason, n in report["set_aside"].items()]
-    return "\n".join(lines)
+    return lines

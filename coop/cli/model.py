@@ -101,7 +101,7 @@ def verified(bundle: Mapping[str, Any], files: Mapping[str, bytes], trust: "Trus
     Raises:
         CoopError: Any step fails.
     """
-    from coop.artefacts import check_parity
+    from coop.artefacts import check_parity, reads
     from coop.verify import VerificationError, verify_passport
 
     # (2) first: `verify_passport` lets a file be absent, this command does not.
@@ -110,7 +110,7 @@ def verified(bundle: Mapping[str, Any], files: Mapping[str, bytes], trust: "Trus
     # (1)
     report = verify_passport(bundle, trust, files)
     # (3)
-    check_parity(files["model.safetensors"], files["model.onnx"])
+    check_parity(*reads(files["io.json"]), files["model.safetensors"], files["model.onnx"])
     return report
 
 

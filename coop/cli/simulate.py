@@ -20,7 +20,11 @@ def simulate(  # noqa: PLR0913  (the options of a command line)
     *,
     site: Annotated[
         list[str] | None,
-        typer.Option("--site", help="NAME=CSV per hospital; none: the four bundled ones."),
+        typer.Option(
+            "--site",
+            help="NAME=CSV per hospital (a study on records: a FHIR export or OMOP database); "
+            "none: the four bundled ones.",
+        ),
     ] = None,
     mode: Annotated[
         str,
@@ -57,7 +61,7 @@ def simulate(  # noqa: PLR0913  (the options of a command line)
 
     chosen_mode, rule = _choices(mode, split)
     study = with_epsilon(Study.model_validate(load_study(study_file)), epsilon)
-    data, words = load(study, _files(site or []), rule)
+    data, words = load(study, files_of(site or []), rule)
     with _bar(runs, quiet=as_json) as advance:
         finished = run(study, data, mode=chosen_mode, runs=runs, honest=honest, progress=advance)
     document = report(study, data, finished, mode=chosen_mode, split_rule=words, honest=honest)
@@ -77,7 +81,8 @@ def _choices(mode: str, split: str) -> "tuple[Mode, SplitRule]":
     return Mode(mode), SplitRule(split)
 
 
-def _files(sites: list[str]) -> dict[str, Path]:
+def files_of(sites: list[str]) -> dict[str, Path]:
+    """Each site's file as given by `--site NAME=CSV`; by default the four bundled ones."""
     from federated.data import SITES, csv_of
 
     if not sites:

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from coop.documents.units import ANALYTES, UNITS
 
 DAYS_MAX: Final = 36_525  # a hundred years: no bound in practice
+SEXES: Final = ("female", "male", "other")
+"""Values of the attribute `sex`; anything else is missing."""
 
 System = Literal["loinc", "snomed", "icd10", "rxnorm", "atc", "omop"]
 """Code systems; `icd10` is ICD-10 and its national editions, dots do not matter."""

@@ -4,13 +4,21 @@ Numbers in signed documents are integers with the unit in the name: `_micro` is 
 `_pico` a millionth of a millionth, `_nano` a thousand-millionth.
 """
 
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coop.canonical import jcs, sha256
 from coop.documents.envelope import Subject
-from coop.documents.source import CategorySource, FlagSource, Index, NumberSource, OutcomeSource
+from coop.documents.source import (
+    SEXES,
+    CategorySource,
+    FlagSource,
+    Index,
+    NumberSource,
+    OutcomeSource,
+)
 
 MICRO = 1_000_000
 NANO = 1_000_000_000
@@ -79,11 +87,61 @@ class Label(Part):
     above: int
     source: OutcomeSource = None
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field the outcome is read from."""
+        return (self.field,)
+
+
+class SurvivalLabel(Part):
+    """The outcome: when something happens, or how long it was seen not to. Of a table only."""
+
+    time: str = Name
+    """A number field: when it happened, or until when she was followed; in any unit."""
+    event: str = Name
+    """A true/false field, or a number above 0: whether it happened then."""
+    intervals_micro: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, max_length=100)
+    """PUBLIC upper bounds of the time intervals, rising; what comes after the last is not seen."""
+    horizon_micro: int
+    """One of the bounds: the model's risk is of the event up to here."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field the outcome is read from."""
+        return (self.time, self.event)
+
+    @property
+    def source(self) -> OutcomeSource:
+        """None: it cannot be extracted from records."""
+        return None
+
+    @model_validator(mode="after")
+    def _rises_to_its_horizon(self) -> Self:
+        if any(low >= high for low, high in pairwise(self.intervals_micro)):
+            raise ValueError("intervals: must rise")
+        if self.horizon_micro not in self.intervals_micro:
+            raise ValueError("horizon: must be one of the intervals' bounds")
+        if self.time == self.event:
+            raise ValueError("event: must be another field than time")
+        return self
+
+
+Outcome = Label | SurvivalLabel
+
 
 class Recipe(Part):
-    """How the model is trained: full-batch DP gradient rounds."""
+    """How the model is trained: DP gradient rounds over all patients, or a secret sample."""
 
-    family: Literal["logistic-regression"]
+    family: Literal["logistic-regression", "mlp", "cox"]
+    hidden: int | None = Field(default=None, ge=1, le=64)
+    """Width of the mlp's one hidden layer."""
+    activation: Literal["tanh", "relu"] | None = None
+    """Of the mlp's hidden layer."""
+    sampling_micro: int = Field(default=MICRO, ge=1, le=MICRO)
+    """q: the chance of each patient, on her own, to be in a round (Poisson sampling)."""
+    noise_micro: int | None = Field(default=None, gt=0)
+    """The noise multiplier of a sampled training: hospitals check that the budget pays for it.
+    Without sampling it follows from the budget."""
     rounds: int = Field(ge=1, le=1000)
     learning_rate_micro: int = Field(gt=0)
     clip_micro: int = Field(gt=0)
@@ -103,6 +161,22 @@ class Recipe(Part):
             raise ValueError("honest: 1 in mode A, and 3 or more in mode B")
         if self.mode == "B" and self.honest < HONEST_MIN:
             raise ValueError("honest: 3 or more in mode B")
+        return self
+
+    @model_validator(mode="after")
+    def _says_what_its_family_needs(self) -> Self:
+        said = [self.hidden is not None, self.activation is not None]
+        if said != [self.family == "mlp"] * 2:
+            raise ValueError("hidden and activation: both for mlp, and for mlp only")
+        return self
+
+    @model_validator(mode="after")
+    def _says_what_its_sampling_needs(self) -> Self:
+        sampled = self.sampling_micro < MICRO
+        if sampled is (self.noise_micro is None):
+            raise ValueError("noise: with sampling below 1, and only then")
+        if sampled and self.mode == "B":
+            raise ValueError("sampling: 1 in mode B")
         return self
 
 
@@ -175,7 +249,7 @@ class Study(Subject):
     ethics_reference: str = Field(min_length=1, max_length=200)
     ethics_sha256: str = Sha256
     schema_: FeatureSchema = Field(alias="features")
-    label: Label
+    label: Outcome
     index: Index | None = None
     """With it, every field has a source: the rows are extracted from records. Without it, they are
     the columns of a table that the hospital imports."""
@@ -219,8 +293,25 @@ class Study(Subject):
         outcome = None if label is None else label.model_dump(mode="json", exclude_none=True)
         index = self.index.model_dump(mode="json", exclude_none=True)
         return sha256(
-            jcs({"index": index, "fields": asked, "label": {self.label.field: outcome}})
+            jcs({"index": index, "fields": asked, "label": {self.label.fields[0]: outcome}})
         ).hex()
+
+    @model_validator(mode="after")
+    def _predicts_what_its_family_can(self) -> Self:
+        if isinstance(self.label, SurvivalLabel) and self.index is not None:
+            raise ValueError("label: a time to an event is read from a table, not from records")
+        if (self.recipe.family == "cox") is not isinstance(self.label, SurvivalLabel):
+            raise ValueError("label: time, event and intervals for cox; field and above for others")
+        return self
+
+    @model_validator(mode="after")
+    def _asks_for_values_that_sources_give(self) -> Self:
+        for feature in self.schema_.features:
+            if isinstance(feature, CategoryFeature) and feature.source is not None:
+                unknown = set(feature.values) - set(feature.source.values or SEXES)
+                if unknown:
+                    raise ValueError(f"{feature.name}: its source gives no {min(unknown)}")
+        return self
 
     @model_validator(mode="after")
     def _states_every_source_or_none(self) -> Self:
@@ -233,9 +324,9 @@ class Study(Subject):
         for name, source in [*fields.items(), ("label", self.label.source)]:
             if source is None:
                 raise ValueError(f"{name}: needs a source, as every field where there is an index")
-        if self.label.field in fields:
+        if fields.keys() & set(self.label.fields):
             raise ValueError("label.field: must not be a feature")
-        known = {*fields, self.label.field}
+        known = {*fields, *self.label.fields}
         asked = {*self.cohort.number_fields, *self.cohort.category_fields}
         for name in [self.evaluation.group_field, *sorted(asked)]:
             if name not in known:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from consent.api import PATIENT, PUBLIC, STAFF, Document, Pid, may_act, mine
+from consent.events import NotEnrolledError
 from consent.registry import BATCH_MAX, Registry
 from coop import members
 from coop.doors import Caller, CallerDep, Doors
@@ -61,6 +62,17 @@ def routes(doors: Doors, registry: Registry) -> APIRouter:
                 if pid not in own
             ],
         }
+
+    @doors.route(router, "GET", "/v1/keys/{pid}", PATIENT, response_model=dict[str, Any])
+    def standing(pid: Pid, caller: CallerDep) -> dict[str, Any]:
+        """What a guardian of the key needs to sign for a new one: where the record's key stands."""
+        try:
+            guardians = registry.enrolled(pid).speakers.guardians
+        except NotEnrolledError as error:
+            raise NotFoundError("pid: not found") from error
+        if caller.did not in guardians:
+            may_act(doors, registry, caller, pid)
+        return _only_the_change(people.who_speaks(pid))
 
     @doors.route(router, "POST", "/v1/keys/{pid}/revoke-all", PATIENT, STAFF)
     def close(pid: Pid, caller: CallerDep) -> dict[str, Any]:

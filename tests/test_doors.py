@@ -106,6 +106,7 @@ FOREIGN: dict[str, tuple[str, object, tuple[str, ...]]] = {
         {},
         ("bea", "stranger", "staff-budapest", "staff-coop"),
     ),
+    "GET /v1/keys/{pid}": (f"/v1/keys/{PID}", None, ("bea", "stranger")),
     "POST /v1/keys/{pid}/revoke-all": (
         f"/v1/keys/{PID}/revoke-all",
         {},

@@ -26,7 +26,7 @@ from coop.client import Client
 from coop.db import Database
 from coop.documents.consent import Enrolment, Use, UseRequest, UseStatement
 from coop.documents.envelope import issue, open_document
-from coop.enrolment import new_code
+from coop.enrolment import new_code, wishes_of
 from coop.hub.folder import HubFolder, HubFolderError, LegalMode
 from coop.journal.trust import Trust
 from coop.keys import SigningKey
@@ -183,6 +183,7 @@ def hospital(town: Town) -> Iterator[None]:
                         method="desk",
                         custody="self",
                         code_id=one["code_id"],
+                        **wishes_of(one),
                     )
                     documents = [issue(subject, town.site, now())]
                     client.post("/v1/sites/cleveland/enrolments", {"documents": documents})
@@ -270,6 +271,48 @@ def test_a_patient_enrols_decides_withdraws_and_sees_it_all_verified(town: Town)
         said = town.good("patient", "statement", *key)
         assert said["verified"]
         assert said["statement"]["credentialSubject"]["uses"][0]["round"] == 3
+
+
+@pytest.mark.flow
+def test_a_key_is_replaced_a_lost_one_recovered_and_a_stolen_one_closed(town: Town):
+    made = [SigningKey.generate() for _ in range(2)]
+    for name, guardian in zip(("gil", "gus"), made, strict=True):
+        guardian.save(town.folder / f"{name}.key")
+    file, lost = town.folder / "ira.key", town.folder / "ira-new.key"
+    code_id, _, code = new_code("cleveland")
+    named = [part for one in made for part in ("--guardian", one.did)]
+    with hospital(town):
+        first = town.good("patient", "new", "--code", code, "--key", file, *named, "--threshold", 2)
+    town.good("patient", "consent", "--preset", "all-research", "--key", file)
+
+    rotated = town.good("patient", "rotate", "--key", file)
+    assert rotated["did"] != first["did"]
+    assert SigningKey.load(file).did == rotated["did"]
+    (record,) = town.good("patient", "keys", "--key", file)["records"]
+    assert (record["key"]["did"], record["waits_until"]) == (rotated["did"], None)
+    assert town.good("patient", "withdraw", "--key", file)["event"] == "revoke"
+    assert town.coop("patient", "withdraw", "--key", rotated["old_key_file"])[0] == 1
+
+    # Her key is lost: a new one, and both guardians' word for it.
+    asked = town.good("patient", "recover", "--prepare", "--key", lost)
+    values = ("--pid", pid_of(code_id), "--new-key", asked["new_key"])
+    values += ("--next-key", asked["next_key"])
+    stranger = town.folder / "stranger.key"
+    SigningKey.generate().save(stranger)
+    assert "not-found" in town.coop("patient", "recover", "--key", stranger, *values)[2]
+    voted = [
+        town.good("patient", "recover", "--key", town.folder / f"{name}.key", *values)
+        for name in ("gil", "gus")
+    ]
+    assert [one["recovered"] for one in voted] == [False, True]
+    assert voted[1]["waits_until"] > now() + 6 * 86_400
+    # What the new key may not do yet it signs for later; stopping never waits.
+    assert town.good("patient", "keys", "--key", lost)["records"][0]["waits_until"]
+
+    # The earlier key objects: it was no loss.
+    closed = town.good("patient", "close", "--key", file)
+    assert closed["effective_by"] <= now() + 60
+    assert town.coop("patient", "consent", "--preset", "all-research", "--key", lost)[0] == 1
 
 
 @pytest.mark.flow

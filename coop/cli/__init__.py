@@ -16,7 +16,7 @@ _GROUPS: Final[dict[str, tuple[str, str, str]]] = {
     "demo": ("coop.cli.demo", "app", "The whole cooperative on four real hospitals' records."),
     "hub": ("coop.cli.hub", "app", "Run the cooperative's central service."),
     "hospital": ("coop.cli.proofs", "app", "Join, import, approve and run as a hospital."),
-    "patient": ("coop.cli.hidden", "app", "Enrol, decide, withdraw, see what used your record."),
+    "patient": ("coop.cli.keys", "app", "Enrol, decide, withdraw, see what used your record."),
     "study": ("coop.cli.study", "app", "Propose and train studies."),
     "model": ("coop.cli.model", "app", "Released models: list, card, verify, export."),
     "infer": ("coop.cli.infer", "infer_app", "Ask a released model about your own rows."),

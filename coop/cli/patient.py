@@ -55,13 +55,16 @@ class ConsentRefusedError(CoopError):
 def new(
     code: Annotated[str, typer.Option(help="The enrolment code from your hospital.")],
     key: KeyFile = HERE,
+    guardian: Annotated[list[str] | None, typer.Option(help="Can recover your key: a did.")] = None,
+    threshold: Annotated[int, typer.Option(min=1, help="How many guardians it takes.")] = 1,
     wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for the hospital.")] = 60,
     as_json: AsJson = False,
 ) -> None:
     """Make a key for the record your code names and have your hospital enrol it.
 
-    The code's secret stays here. A repeat with the same key file continues where it stopped.
+    The code's secret stays here, and so does FILE.next, the key that may follow. A repeat goes on.
     """
+    from coop.cli.keys import wishes
     from coop.enrolment import parse_code, redemption
     from coop.keys import SigningKey
 
@@ -70,7 +73,7 @@ def new(
         SigningKey.generate().save(key)
     signing = SigningKey.load(key)
     with _client(signing) as client:
-        sent = {"redemptions": [redemption(code, signing)]}
+        sent = {"redemptions": [redemption(code, signing, wishes(key, guardian, threshold))]}
         result = client.post("/v1/enrolments:redeem", sent)["results"][0]
         _raise_if_refused(result.get("problem"))
         until = time.monotonic() + wait

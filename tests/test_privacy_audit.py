@@ -217,7 +217,8 @@ def test_the_command_says_in_words_what_it_would_have_caught():
     assert "would have caught noise x 0.3 or less" in done.stdout
     assert "lower bound  epsilon" in done.stdout
     assert "rare code" in done.stdout
-    assert cli(str(BENCHMARK), "--runs", "1", "--canaries", "20").stdout.count("power        none")
+    few = cli(str(BENCHMARK), "--runs", "1", "--canaries", "20").stdout
+    assert "power        none" in few or "x 0.01 or less" in few
 
 
 def test_a_model_whose_passport_claims_too_little_is_refuted(

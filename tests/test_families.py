@@ -466,7 +466,6 @@ def test_log_hazard_ratios_are_coxs_own_on_rossis_records():
     """Our likelihood at its optimum against lifelines' partial likelihood: 432 people, 52 weeks."""
     lifelines = pytest.importorskip("lifelines", reason="a foreign program: pip install lifelines")
     load_rossi, CoxPHFitter = lifelines.datasets.load_rossi, lifelines.CoxPHFitter  # noqa: N806
-    concordance_index = lifelines.utils.concordance_index
     people = load_rossi()
     fields = ["fin", "age", "race", "wexp", "mar", "paro", "prio"]
     scaled = people[fields].astype(float)

@@ -76,7 +76,7 @@ def attacked(epsilon: float | None, shadows: int) -> Attacked:
     x, y, odd = patients()
     study = Study.model_validate(load_study(ROOT / "examples" / "heart-benchmark.yaml"))
     recipe = study.recipe.model_copy(update={"population": len(y) // 2})
-    split = plan(with_epsilon(study, epsilon or 1).budget, recipe.rounds)
+    split = plan(with_epsilon(study, epsilon or 1).budget, recipe.schedule)
     if epsilon is None:
         long = {"rounds": REFERENCE_ROUNDS, "average_last": 1}
         recipe = recipe.model_copy(update=long)

@@ -151,7 +151,7 @@ def redrawn(rows: Rows, study: Study, data: Mapping[str, Data]) -> None:
 
 def honest(rows: Rows, study: Study) -> None:
     """Row: the printed epsilon against an accountant we did not write."""
-    planned = plan(study.budget, study.recipe.rounds)
+    planned = plan(study.budget, study.recipe.schedule)
     sigma = planned.training_sigma_micro / MICRO
     losses = from_gaussian_mechanism(sigma, value_discretization_interval=1e-4)
     theirs = float(losses.self_compose(planned.rounds).get_epsilon_for_delta(planned.delta))

@@ -4,20 +4,26 @@ A release with sensitivity 1 and noise sigma is (1/sigma)-Gaussian-DP; releases 
 mu² = Σ 1/sigma², and rho = mu²/2 is the zCDP cost. The curve delta(epsilon) is exact (Balle & Wang
 2018, theorem 8), not the central-limit bound. Relation: add or remove one patient. Pure.
 
+A round on a Poisson sample is no Gaussian release: its epsilon is composed by privacy loss
+distributions (`coop.privacy_loss`). What the ledger debits for it is the rho of the whole-batch
+release with the same Rényi divergence at the lifetime filter's order, and nothing else is ever
+read from that figure.
+
 Stored figures are integers (`rho_nano`, `sigma_micro`), always rounded to the side that charges
 the patient's budget more or adds more noise, so sums never drift in anybody's favour.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
-from coop.documents.study import MICRO, NANO, PICO, Budget
+from coop.documents.study import MICRO, NANO, PICO, Budget, Schedule
 from coop.errors import InvalidInputError, Kind
+from coop.privacy_loss import Releases, epsilon_of_releases, renyi_of_sample
 
 LIFETIME_ALPHA: Final = 4  # fixed at enrolment, privacy.md §4
 LIFETIME_EPSILON: Final = 10.0
@@ -27,6 +33,7 @@ _MU_MIN: Final = 1e-8
 _MU_MAX: Final = 1e3
 _EPSILON_MAX: Final = 1e6  # a line without any noise costs "infinitely" much; integers do not
 _PERCENT: Final = 100
+_NOISE_MAX: Final = 1e5
 
 
 class ImpossiblePlanError(InvalidInputError):
@@ -83,9 +90,15 @@ def epsilon_of(lines: Iterable[tuple[int, int]], delta: float) -> float:
     return epsilon_of_mu(math.sqrt(squared), delta)
 
 
-def epsilon_of_rho(rho_nano: int, delta: float) -> float:
-    """The epsilon, at `delta`, of Gaussian releases that cost `rho_nano` together."""
-    return epsilon_of_mu(math.sqrt(2 * rho_nano / NANO), delta)
+def epsilon_of_rho(rho_nano: int, delta: float, samples: Sequence[Releases] = ()) -> float:
+    """The epsilon, at `delta`, of Gaussian releases that cost `rho_nano`, and of `samples`.
+
+    Exact without samples; with them at most a hundredth above the truth.
+    """
+    mu = math.sqrt(2 * rho_nano / NANO)
+    if not samples:
+        return epsilon_of_mu(mu, delta)
+    return epsilon_of_releases([*samples, *([Releases(1 / mu)] if mu else [])], delta)
 
 
 def sigma_micro_for(rho_nano: int) -> int:
@@ -98,10 +111,13 @@ def sigma_micro_for(rho_nano: int) -> int:
     return root if root * root == squared else root + 1
 
 
-def rho_nano_of(sigma_micro: int) -> int:
-    """What one release at this noise costs, rounded up."""
+def rho_nano_of(sigma_micro: int, sampling_micro: int = MICRO) -> int:
+    """What one release at this noise costs, rounded up; of a sample: at the lifetime's order."""
     if sigma_micro <= 0:
         raise ImpossiblePlanError("sigma: a release without noise has no finite cost")
+    if sampling_micro < MICRO:
+        sigma, q = sigma_micro / MICRO, sampling_micro / MICRO
+        return max(1, math.ceil(renyi_of_sample(sigma, q, LIFETIME_ALPHA) / LIFETIME_ALPHA * NANO))
     return -(-MICRO * MICRO * NANO // (2 * sigma_micro * sigma_micro))
 
 
@@ -125,6 +141,7 @@ class Plan:
     """A study's budget split over its releases; what every hospital approves and debits."""
 
     rho_total_nano: int
+    """Of the Gaussian that is (epsilon, delta)-DP: what the shares are percent of."""
     rounds: int
     rho_round_nano: int
     """Debited for one training round."""
@@ -136,47 +153,106 @@ class Plan:
     rho_reserve_nano: int
     """For rounds that must be asked again."""
     delta: float
+    sampling_micro: int = MICRO
 
     @property
     def epsilon(self) -> float:
         """What all lines of the plan together cost one patient, the reserve included."""
-        return epsilon_of_rho(self.rho_total_nano, self.delta)
+        return self.epsilon_with(0)
+
+    def epsilon_with(self, rho_nano: int) -> float:
+        """The same together with Gaussian releases that cost `rho_nano`."""
+        if self.sampling_micro == MICRO:
+            return epsilon_of_rho(self.rho_total_nano + rho_nano, self.delta)
+        # The reserve may pay rounds or evaluations: here it pays both.
+        again = self.rho_reserve_nano // self.rho_round_nano
+        others = self.rho_evaluation_nano + self.rho_reserve_nano + rho_nano
+        return epsilon_of_rho(others, self.delta, [self._sampled(self.rounds + again)])
 
     @property
     def training_epsilon(self) -> float:
         """What the planned training rounds alone cost one patient."""
+        if self.sampling_micro < MICRO:
+            return epsilon_of_rho(0, self.delta, [self._sampled(self.rounds)])
         return epsilon_of([(self.training_sigma_micro, self.rounds)], self.delta)
 
+    def _sampled(self, times: int) -> Releases:
+        return Releases(self.training_sigma_micro / MICRO, times, self.sampling_micro / MICRO)
 
-def plan(budget: Budget, rounds: int) -> Plan:
+
+def plan(budget: Budget, schedule: Schedule) -> Plan:
     """Split `budget` over training rounds, evaluation and reserve.
 
     Guarantees: all debits of the plan together stay within the budget's (epsilon, delta).
 
     Raises:
-        ImpossiblePlanError: The percentages do not sum to 100, or a share is too small to use.
+        ImpossiblePlanError: The percentages do not sum to 100, a share is too small to use, or
+            the stated noise of a sampled training is too little for the budget.
     """
     shares = (budget.training_percent, budget.evaluation_percent, budget.reserve_percent)
     if sum(shares) != _PERCENT:
         raise ImpossiblePlanError(
             "budget: training, evaluation and reserve percent must sum to 100"
         )
-    delta = budget.delta_pico / PICO
+    delta, rounds = budget.delta_pico / PICO, schedule.rounds
     total = math.floor(mu_for(budget.epsilon_micro / MICRO, delta) ** 2 / 2 * NANO)
-    training, evaluation, _ = (total * share // _PERCENT for share in shares)
-    per_round = training // rounds
-    if per_round == 0:
-        raise ImpossiblePlanError("budget: too small for so many rounds")
-    return Plan(
+    training, evaluation, reserve = (total * share // _PERCENT for share in shares)
+    sampled = schedule.noise_micro is not None
+    if schedule.noise_micro is not None:
+        sigma_micro = schedule.noise_micro
+        per_round = rho_nano_of(sigma_micro, schedule.sampling_micro)
+    else:
+        per_round = training // rounds
+        if per_round == 0:
+            raise ImpossiblePlanError("budget: too small for so many rounds")
+        sigma_micro = sigma_micro_for(per_round)
+    split = Plan(
         rho_total_nano=total,
         rounds=rounds,
         rho_round_nano=per_round,
-        training_sigma_micro=sigma_micro_for(per_round),
+        training_sigma_micro=sigma_micro,
         rho_evaluation_nano=evaluation,
         evaluation_sigma_micro=sigma_micro_for(evaluation) if evaluation else 0,
-        rho_reserve_nano=total - rounds * per_round - evaluation,
+        rho_reserve_nano=reserve if sampled else total - rounds * per_round - evaluation,
         delta=delta,
+        sampling_micro=schedule.sampling_micro,
     )
+    if sampled and split.epsilon * MICRO > budget.epsilon_micro:
+        raise ImpossiblePlanError(
+            f"recipe.noise: {sigma_micro / MICRO:g} costs epsilon {split.epsilon:.3f} with "
+            f"evaluation and reserve, above the budget's {budget.epsilon_micro / MICRO:g}; "
+            "more noise, fewer rounds or a smaller sample"
+        )
+    return split
+
+
+def noise_micro_for(budget: Budget, schedule: Schedule) -> int:
+    """The least noise (to a thousandth) at which a sampled training keeps `budget`.
+
+    Raises:
+        ImpossiblePlanError: No noise does.
+    """
+
+    def keeps(sigma: float) -> bool:
+        try:
+            plan(budget, replace(schedule, noise_micro=math.ceil(sigma * MICRO)))
+        except ImpossiblePlanError:
+            return False
+        return True
+
+    # From what whole batches need, up until it keeps the budget, then down until it does not.
+    high = sigma_for(budget.epsilon_micro / MICRO, budget.delta_pico / PICO, schedule.rounds)
+    while not keeps(high):
+        if high > _NOISE_MAX:
+            raise ImpossiblePlanError("budget: no noise is enough for this schedule")
+        high *= 2
+    low = high / 2
+    while keeps(low):
+        low, high = low / 2, low
+    while high / low > 1 + 1e-3:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if keeps(middle) else (middle, high)
+    return math.ceil(high * MICRO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,19 +267,17 @@ class Price:
     """Both composed: what a patient loses who takes part in all of it. Every cap holds this."""
 
 
-def price_of(budget: Budget, rounds: int) -> Price:
+def price_of(budget: Budget, schedule: Schedule) -> Price:
     """What `budget` costs a patient, its plan and its line of cohort questions composed.
 
     Raises:
         ImpossiblePlanError: The budget cannot be split.
     """
-    split = plan(budget, rounds)
+    split = plan(budget, schedule)
     return Price(
         plan_micro=_micro(split.epsilon),
         cohort_micro=_micro(epsilon_of_rho(budget.cohort_rho_nano, split.delta)),
-        together_micro=_micro(
-            epsilon_of_rho(split.rho_total_nano + budget.cohort_rho_nano, split.delta)
-        ),
+        together_micro=_micro(split.epsilon_with(budget.cohort_rho_nano)),
     )
 
 

@@ -9,6 +9,7 @@ these the hub holds, and until it was asked, no approval counts here.
 """
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -16,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from coop.client import Client
 from coop.documents.envelope import open_document
-from coop.documents.study import NANO, Approval, Study
+from coop.documents.study import MICRO, NANO, Approval, Study
 from coop.errors import CoopError, Kind
 from federated import budget
-from federated.accounting import plan
+from federated.accounting import plan, rho_nano_of
 from federated.site import Site, get_state, put_state
 
 RUNBOOK: Final = "docs/runbook.md, “After a restore”"
@@ -35,7 +36,7 @@ class RestoreUnsettledError(CoopError):
 
 def lines_of(study: Study) -> budget.Lines:
     """Where each budget line of the study ends; recomputed from the study."""
-    split = plan(study.budget, study.recipe.rounds)
+    split = plan(study.budget, study.recipe.schedule)
     return budget.Lines(
         study_id=study.study_id,
         version=study.version,
@@ -54,7 +55,22 @@ def distrust(connection: sa.Connection, studies: Iterable[Study], *, now: int) -
     """
     put_state(connection, _UNSETTLED, "yes")
     budget.lock(connection)
-    return sum(budget.charge_everybody(connection, lines_of(each), now=now) for each in studies)
+    return sum(
+        budget.charge_everybody(connection, _at_most(lines_of(each), each), now=now)
+        for each in studies
+    )
+
+
+def _at_most(lines: budget.Lines, study: Study) -> budget.Lines:
+    """The lines with every sampled round at the cost of a whole batch: no sample of it costs more.
+
+    Nobody knows any more whose draws they were, or how many.
+    """
+    split = plan(study.budget, study.recipe.schedule)
+    if split.sampling_micro == MICRO:
+        return lines
+    rounds = split.rounds + split.rho_reserve_nano // split.rho_round_nano
+    return replace(lines, training_nano=rounds * rho_nano_of(split.training_sigma_micro))
 
 
 def unsettled(connection: sa.Connection) -> bool:

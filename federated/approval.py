@@ -369,7 +369,7 @@ def _approved(row: sa.Row[tuple[object, ...]], did: str | None) -> Approved:
         study_sha256=study.digest,
         approval=approval.subject,
         approval_sha256=approval.digest,
-        plan=plan(study.subject.budget, study.subject.recipe.rounds),
+        plan=plan(study.subject.budget, study.subject.recipe.schedule),
         revoked_at=values["revoked_at"],
     )
 

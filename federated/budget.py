@@ -17,11 +17,10 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from coop.db import RowId, metadata
+from coop.documents.study import MICRO
 from coop.errors import CoopError, InvariantError, Kind
 from coop.keys import random_bytes
 from federated.accounting import (
-    LIFETIME_DELTA,
-    epsilon_of_rho,
     lifetime_cap_nano,
     rdp_nano,
     sigma_micro_for,
@@ -66,13 +65,16 @@ debit = sa.Table(
     sa.Column("rho_nano", sa.BigInteger, nullable=False),
     sa.Column("sigma_micro", sa.BigInteger, nullable=False),
     sa.Column("honest", sa.BigInteger, nullable=False, server_default="1"),
+    sa.Column("sampling_micro", sa.BigInteger, nullable=False, server_default=str(MICRO)),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.CheckConstraint("rho_nano > 0", name="costs_something"),
     sa.Index("ix_debit_study", "study_id", "version"),
 )
 """One noise draw, append-only. `phase` is train, evaluate or cohort; `line` is who pays for it.
 Both are `everybody` where no draw is known and every patient pays (`charge_everybody`). In mode B
-sigma and rho are those of the whole sum, of which this hospital drew a share: one of `honest`."""
+sigma and rho are those of the whole sum, of which this hospital drew a share: one of `honest`.
+Of a sampled draw `rho_nano` is what the lifetime's order needs, and no more: its epsilon follows
+from sigma and sampling."""
 
 debit_pid = sa.Table(
     "debit_pid",
@@ -161,32 +163,10 @@ class Draw:
     """Leaves of its cohort's commitment: of all chains here, so it says nothing of the cohort."""
     honest: int = 1
     """h of mode B, on whose noise rho relies; this hospital's share alone costs h times rho."""
+    sampling_micro: int = MICRO
     order_sha256: str | None = None
     round: int | None = None
     job_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatientBudget:
-    """One patient's odometer; only this hospital and she may see it."""
-
-    pid: str
-    rho_nano: int
-    rdp_nano: int
-    """rho at order 4: what the cap bounds."""
-    alone_nano: int
-    """The same if no other hospital's noise counted: rho, or in mode B h times rho."""
-    cap_nano: int = LIFETIME_CAP_NANO
-
-    @property
-    def epsilon(self) -> float:
-        """Everything she took part in, composed exactly, at delta one in a million."""
-        return epsilon_of_rho(self.rho_nano, LIFETIME_DELTA)
-
-    @property
-    def alone_epsilon(self) -> float:
-        """The stand-alone figure: what holds even if all other hospitals of a sum lie."""
-        return epsilon_of_rho(self.alone_nano, LIFETIME_DELTA)
 
 
 def lock(connection: sa.Connection) -> None:
@@ -201,7 +181,7 @@ def lock(connection: sa.Connection) -> None:
 def afford(connection: sa.Connection, pids: Iterable[str], cost_nano: int) -> set[str]:
     """Those of `pids` who can pay a draw of rho = `cost_nano` within their lifetime cap."""
     asked = set(pids)
-    spent = _spent(connection, asked)
+    spent = spent_by(connection, asked)
     left = LIFETIME_CAP_NANO - rdp_nano(cost_nano)
     return {pid for pid in asked if rdp_nano(spent.get(pid, 0)) <= left}
 
@@ -249,6 +229,7 @@ def grant(
             rho_nano=draw.rho_nano,
             sigma_micro=draw.sigma_micro,
             honest=draw.honest,
+            sampling_micro=draw.sampling_micro,
             at=now,
         )
         .returning(debit.c.sequence)
@@ -329,22 +310,6 @@ def permitted_by(connection: sa.Connection, sequence: int) -> set[str]:
     return set(connection.execute(both).scalars())
 
 
-def patient_budget(connection: sa.Connection, pid: str) -> PatientBudget:
-    """What this patient has spent in her life here."""
-    spent = _spent(connection, {pid}).get(pid, 0)
-    relied_on = connection.scalar(
-        sa.select(sa.func.sum(debit.c.rho_nano * (debit.c.honest - 1)))
-        .join(debit_pid, debit_pid.c.sequence == debit.c.sequence)
-        .where(debit_pid.c.pid == pid)
-    )
-    return PatientBudget(
-        pid=pid,
-        rho_nano=spent,
-        rdp_nano=rdp_nano(spent),
-        alone_nano=spent + int(relied_on or 0),
-    )
-
-
 def site_spend(connection: sa.Connection, study_id: str, version: int) -> dict[str, int]:
     """What one study drew here (rho in 10⁻⁹) by line: the most any one patient paid."""
     rows = connection.execute(
@@ -369,7 +334,7 @@ def _paying_line(connection: sa.Connection, draw: Draw, lines: Lines) -> Line:
     )
 
 
-def _spent(connection: sa.Connection, pids: set[str]) -> Mapping[str, int]:
+def spent_by(connection: sa.Connection, pids: set[str]) -> Mapping[str, int]:
     """Spent rho in 10⁻⁹ by pid, over every study and everybody's charges."""
     spent = dict.fromkeys(pids, everybodys_charge(connection))
     ordered = sorted(pids)

@@ -13,7 +13,7 @@ from consent.purposes import USES
 from consent.questions import Action
 from coop.canonical import Json, jcs, sha256
 from coop.documents.envelope import Opened, open_document
-from coop.documents.study import Study
+from coop.documents.study import MICRO, Study
 from coop.documents.training import Order, RoundRequest
 from coop.errors import CoopError, Kind
 from coop.families import family_of, size
@@ -114,6 +114,12 @@ class Mandate:
         train = self.request.subject.phase == "train"
         return plan.training_sigma_micro if train else plan.evaluation_sigma_micro
 
+    @property
+    def sampling_micro(self) -> int:
+        """The chance of each of the cohort to be in the draw: below 1 in sampled training only."""
+        plan = self.approved.plan
+        return plan.sampling_micro if self.request.subject.phase == "train" else MICRO
+
 
 def open_order(order: Mapping[str, Json], hub_did: str) -> Opened[Order]:
     """The order, if the pinned hub signed it."""
@@ -207,6 +213,7 @@ def _check_plan(order: Order, approved: Approved) -> None:
     study, plan = approved.study, approved.plan
     asked = {
         "training_sigma_micro": (order.training_sigma_micro, plan.training_sigma_micro),
+        "sampling_micro": (order.sampling_micro, plan.sampling_micro),
         "clip_micro": (order.clip_micro, study.recipe.clip_micro),
         "rounds": (order.rounds, plan.rounds),
         "delta_pico": (order.delta_pico, study.budget.delta_pico),

@@ -70,7 +70,7 @@ def make_order(
             live=len(live),
         )
     # (3)
-    split = plan(study.budget, study.recipe.rounds)
+    split = plan(study.budget, study.recipe.schedule)
     return Order(
         study_sha256=row.digest,
         study_id=study.study_id,
@@ -81,7 +81,7 @@ def make_order(
         ],
         quorum=max(study.hospitals_quorum, recipe.honest),
         rounds=study.recipe.rounds,
-        sampling_micro=1_000_000,
+        sampling_micro=recipe.sampling_micro,
         training_sigma_micro=split.training_sigma_micro,
         # Without an evaluation the figure is never used; the document type wants one.
         evaluation_sigma_micro=max(split.evaluation_sigma_micro, 1),

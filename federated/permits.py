@@ -46,4 +46,4 @@ def _price(study: Study, action: Action) -> int:
     """
     if action != "infer-aggregate":
         return study.budget.epsilon_micro
-    return price_of(study.budget, study.recipe.rounds).together_micro
+    return price_of(study.budget, study.recipe.schedule).together_micro

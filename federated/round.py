@@ -234,6 +234,7 @@ def _grant(site: Site, mandate: Mandate, lease: HeldLease, at: int) -> Stored:
             rho_nano=mandate.rho_nano,
             sigma_micro=mandate.sigma_micro,
             honest=mandate.order.subject.honest if mandate.masked else 1,
+            sampling_micro=mandate.sampling_micro,
             places=max(len(lease.standings), 1),
             order_sha256=mandate.order.digest,
             round=mandate.request.subject.round,
@@ -298,7 +299,7 @@ def _update(mandate: Mandate, rows: Examples) -> dict[str, NDArray[Any]]:
     clip, sigma = study.recipe.clip_micro / MICRO, mandate.sigma_micro / MICRO
     given = (mandate.weights, rows.x, rows.y)
     if not mandate.masked:
-        q = study.recipe.sampling_micro / MICRO
+        q = mandate.sampling_micro / MICRO
         return dict(dp.private_gradient(*given, clip=clip, sigma=sigma, family=family, sampling=q))
     integers = noised_sum(
         dp.clipped_gradients(*given, clip=clip, family=family),

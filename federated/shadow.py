@@ -93,7 +93,7 @@ def audit(  # noqa: PLR0913  (what is audited, how hard, and what a test breaks)
         WrongCanariesError: Too few or too many.
         TooFewHonestError: Fewer sites than mode B relies on.
     """
-    split, recipe = plan(study.budget, study.recipe.rounds), study.recipe
+    split, recipe = plan(study.budget, study.recipe.schedule), study.recipe
     if not CANARIES_MIN <= canaries <= CANARIES_PER_RUN or not 1 <= runs <= RUNS_MAX:
         raise WrongCanariesError(
             f"canaries: must be {CANARIES_MIN} to {CANARIES_PER_RUN}; runs: 1 to {RUNS_MAX}"
@@ -119,7 +119,7 @@ def audit(  # noqa: PLR0913  (what is audited, how hard, and what a test breaks)
 
 def report(study: Study, done: Audit) -> dict[str, object]:
     """The document of `coop audit privacy --json`: all that went in, all that came out."""
-    recipe, split = study.recipe, plan(study.budget, study.recipe.rounds)
+    recipe, split = study.recipe, plan(study.budget, study.recipe.schedule)
     claim, finding = done.claim, done.finding
     adversary = ADVERSARY_A if recipe.mode == "A" else adversary_b(recipe.honest)
     return {

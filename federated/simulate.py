@@ -20,7 +20,7 @@ from coop.documents.training import ADVERSARY_A, adversary_b
 from coop.errors import InvalidInputError, Kind
 from coop.families import LOGISTIC_REGRESSION, Family, family_of, public_seed
 from coop.features import Row, columns, training_matrix
-from federated.accounting import Plan, plan
+from federated.accounting import Plan, noise_micro_for, plan
 from federated.data import is_bundled, split
 from federated.importers import Dictionary
 from federated.integer_noise import noised_sum, to_numbers
@@ -139,7 +139,11 @@ def with_epsilon(study: Study, epsilon: float | None) -> Study:
     if not 0 < epsilon <= 1000:  # noqa: PLR2004  (beyond it the noise is below float32)
         raise InvalidInputError("epsilon: must be above 0 and at most 1000")
     budget = study.budget.model_copy(update={"epsilon_micro": round(epsilon * MICRO)})
-    return study.model_copy(update={"budget": budget})
+    recipe = study.recipe
+    if recipe.noise_micro is not None:
+        noise = noise_micro_for(budget, recipe.schedule)
+        recipe = recipe.model_copy(update={"noise_micro": noise})
+    return study.model_copy(update={"budget": budget, "recipe": recipe})
 
 
 def train(
@@ -235,7 +239,7 @@ def simulate(
     """
     if not 1 <= runs <= RUNS_MAX:
         raise InvalidInputError(f"runs: must be 1 to {RUNS_MAX}")
-    recipe, split, shares = study.recipe, plan(study.budget, study.recipe.rounds), 1
+    recipe, split, shares = study.recipe, plan(study.budget, study.recipe.schedule), 1
     match mode:
         case Mode.A:
             pass
@@ -299,7 +303,7 @@ def report(
 ) -> dict[str, object]:
     """The document of `coop simulate --json`."""
     shares = honest_of(study, len(data), honest) if mode is Mode.B else 1
-    budget = plan(study.budget, study.recipe.rounds)
+    budget = plan(study.budget, study.recipe.schedule)
     private = mode is not Mode.NONE
     return {
         "study_id": study.study_id,

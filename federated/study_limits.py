@@ -37,13 +37,6 @@ class PurposeForPeopleError(CoopError):
     kind = Kind.UNPROCESSABLE
 
 
-class SamplingNotAvailableError(CoopError):
-    """Hospitals train on all patients of a cohort; a sampled training is for simulations only."""
-
-    code = "approval.sampling-not-available"
-    kind = Kind.UNPROCESSABLE
-
-
 class PriceTooHighError(CoopError):
     """The study costs a patient more privacy than this hospital's own policy allows."""
 
@@ -67,10 +60,6 @@ def refusals(study: Study, cap_micro: int, now: int | None) -> list[CoopError]:
             )
         case Reading.CLEAR:
             pass
-    if study.recipe.sampling_micro < MICRO:
-        found.append(
-            SamplingNotAvailableError("recipe.sampling: must be 1; a sample is not accounted yet")
-        )
     if unknown := sorted(set(study.uses) - set(USES)):
         found.append(UnknownPurposeError(f"uses: {unknown[0][:40]!r} is not a use we know"))
     return found + _too_dear(study, cap_micro)
@@ -87,7 +76,7 @@ def _too_dear(study: Study, cap_micro: int) -> list[CoopError]:
     if study.budget.delta_pico / PICO > delta_max:
         found.append(PriceTooHighError(f"budget.delta: must be at most {delta_max:.0e}"))
     try:
-        together = price_of(study.budget, study.recipe.rounds).together_micro
+        together = price_of(study.budget, study.recipe.schedule).together_micro
     except CoopError as error:
         found.append(error)
     else:
@@ -105,8 +94,8 @@ def _too_dear(study: Study, cap_micro: int) -> list[CoopError]:
 
 def price(study: Study) -> dict[str, Any]:
     """What the study costs one patient, in the words an approver reads."""
-    split = plan(study.budget, study.recipe.rounds)
-    cost = price_of(study.budget, study.recipe.rounds)
+    split = plan(study.budget, study.recipe.schedule)
+    cost = price_of(study.budget, study.recipe.schedule)
     return {
         "epsilon": {
             "training_and_evaluation": _decimal(cost.plan_micro, MICRO),

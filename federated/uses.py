@@ -32,10 +32,11 @@ from coop.errors import CoopError, Kind, NotFoundError
 from federated.accounting import LIFETIME_DELTA, LIFETIME_EPSILON
 from federated.answers import answer
 from federated.approval import approved
-from federated.budget import debit, debit_bystander, debit_pid, patient_budget
+from federated.budget import debit, debit_bystander, debit_pid
 from federated.cohort_audit import cohort_audit, cohort_audit_pid
 from federated.emergency import emergency
 from federated.mirror_store import mirror_document
+from federated.odometer import patient_budget
 from federated.site import Site, enrolled, patient
 
 _WHAT: Final = {"train": "training round", "evaluate": "evaluation", "cohort": "cohort answer"}

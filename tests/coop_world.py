@@ -216,7 +216,7 @@ class World:
         **changes: Any,
     ) -> dict[str, Any]:
         """An order as the hub makes them, or one with `changes`, signed by `by`."""
-        split = plan(study.budget, study.recipe.rounds)
+        split = plan(study.budget, study.recipe.schedule)
         values: dict[str, Any] = {
             "study_sha256": digest(study_document),
             "study_id": study.study_id,
@@ -226,7 +226,7 @@ class World:
             ],
             "quorum": 1,
             "rounds": study.recipe.rounds,
-            "sampling_micro": 1_000_000,
+            "sampling_micro": study.recipe.sampling_micro,
             "training_sigma_micro": split.training_sigma_micro,
             "evaluation_sigma_micro": max(split.evaluation_sigma_micro, 1),
             "clip_micro": study.recipe.clip_micro,

@@ -12,7 +12,7 @@ from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coop.documents.study import MICRO, NANO, Budget
+from coop.documents.study import MICRO, NANO, Budget, Schedule
 from federated import accounting
 from federated.accounting import (
     ImpossiblePlanError,
@@ -80,7 +80,7 @@ def test_the_printed_epsilon_is_the_independent_accountants(sigma, times, delta)
 @pytest.mark.parametrize("delta", [1e-5, 1e-6])
 @pytest.mark.parametrize("rounds", [1, 20, 200])
 def test_a_whole_plan_costs_what_it_says_by_the_independent_accountant(epsilon, delta, rounds):
-    planned = plan(budget_of(epsilon, delta), rounds)
+    planned = plan(budget_of(epsilon, delta), Schedule(rounds))
     lines = [
         (planned.training_sigma_micro / MICRO, rounds),
         (planned.evaluation_sigma_micro / MICRO, 1),
@@ -152,7 +152,7 @@ def test_a_debit_always_covers_its_release(rho_nano: int):
 def test_all_debits_of_a_plan_stay_within_the_budget(epsilon_micro, delta_pico, rounds, split):
     split = (*split, 100 - sum(split))
     try:
-        planned = plan(budget_of(epsilon_micro / MICRO, delta_pico / 1e12, split), rounds)
+        planned = plan(budget_of(epsilon_micro / MICRO, delta_pico / 1e12, split), Schedule(rounds))
     except ImpossiblePlanError:
         return
     debits = (
@@ -169,24 +169,28 @@ def test_all_debits_of_a_plan_stay_within_the_budget(epsilon_micro, delta_pico, 
 
 
 def test_more_rounds_or_less_budget_mean_more_noise():
-    sigmas = [plan(budget_of(), rounds).training_sigma_micro for rounds in (1, 10, 20, 100)]
+    sigmas = [
+        plan(budget_of(), Schedule(rounds)).training_sigma_micro for rounds in (1, 10, 20, 100)
+    ]
     assert sigmas == sorted(sigmas)
-    sigmas = [plan(budget_of(epsilon), 20).training_sigma_micro for epsilon in (3, 1, 0.5)]
+    sigmas = [
+        plan(budget_of(epsilon), Schedule(20)).training_sigma_micro for epsilon in (3, 1, 0.5)
+    ]
     assert sigmas == sorted(sigmas)
 
 
 def test_an_impossible_plan_names_the_field():
     with pytest.raises(ImpossiblePlanError, match="sum to 100"):
-        plan(budget_of(split=(80, 15, 6)), 20)
+        plan(budget_of(split=(80, 15, 6)), Schedule(20))
     with pytest.raises(ImpossiblePlanError, match="too small"):
-        plan(budget_of(epsilon=0.000001, split=(1, 94, 5)), 1000)
+        plan(budget_of(epsilon=0.000001, split=(1, 94, 5)), Schedule(1000))
     with pytest.raises(ImpossiblePlanError):
         mu_for(0, 1e-6)
 
 
 def test_sixty_sampled_like_studies_fill_a_life_and_no_more():
     """The lifetime line: full-batch studies of epsilon 1 until the Rényi cap at order 4."""
-    rho = plan(budget_of(1, 1e-6), 20).rho_total_nano
+    rho = plan(budget_of(1, 1e-6), Schedule(20)).rho_total_nano
     studies = lifetime_cap_nano() // rdp_nano(rho)
     assert 50 <= studies <= 60
     together = epsilon_of_rho(studies * rho, accounting.LIFETIME_DELTA)

@@ -29,9 +29,10 @@ from federated.approval import (
     revoke,
     settle_restore,
 )
-from federated.budget import Line, patient_budget, site_spend
+from federated.budget import Line, site_spend
 from federated.doctor import _restore
 from federated.importers import import_csv
+from federated.odometer import patient_budget
 from federated.records import all_pids
 from federated.round import WithdrawnError, answer_round
 from federated.site import Site

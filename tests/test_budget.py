@@ -26,10 +26,10 @@ from federated.budget import (
     debit_pid,
     grant,
     lock,
-    patient_budget,
     permitted_by,
     site_spend,
 )
+from federated.odometer import patient_budget
 
 PIDS = [letter * 26 for letter in "abcdef"]
 HEADS = {pid: index for index, pid in enumerate(PIDS)}

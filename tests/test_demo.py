@@ -321,7 +321,7 @@ def test_the_real_run_is_as_good_as_the_same_training_in_one_process(story: Stor
     At 3 sd one honest run in a hundred fails: the spread is estimated, and its lower tail is long.
     """
     order, study = story.facts["training"]["order_sha256"], story.study
-    split = plan(study.budget, study.recipe.rounds)
+    split = plan(study.budget, study.recipe.schedule)
     sigma, clip = split.training_sigma_micro / MICRO, study.recipe.clip_micro / MICRO
     trained, tested = {}, []
     for name, site in story.sites.items():

@@ -109,7 +109,8 @@ def test_a_folder_whose_processes_still_run_is_refused(tmp_path: Path):
 
 
 @pytest.mark.flow
-def test_ctrl_c_stops_every_child(tmp_path: Path):
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_however_it_is_told_to_stop_no_child_outlives_it(tmp_path: Path, told: signal.Signals):
     folder = tmp_path / "demo"
     demo = subprocess.Popen(
         [COOP, "demo", "--no-serve", "--folder", folder],
@@ -117,6 +118,8 @@ def test_ctrl_c_stops_every_child(tmp_path: Path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # As a shell starts it in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509
     )
     deadline = time.monotonic() + 90
     while not (folder / "cleveland/local.url").exists() and time.monotonic() < deadline:
@@ -124,7 +127,7 @@ def test_ctrl_c_stops_every_child(tmp_path: Path):
         time.sleep(0.2)
     children = [int(pid) for pid in (folder / MARKER).read_text().split()]
     assert len(children) >= 2
-    os.killpg(demo.pid, signal.SIGINT)
+    os.kill(demo.pid, told)  # not its children: they must be stopped by it
     said, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert "Traceback" not in said

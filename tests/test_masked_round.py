@@ -12,8 +12,9 @@ from coop.canonical import sha256
 from federated import masked_state, pace
 from federated.accounting import rho_nano_of
 from federated.answers import State, answer
-from federated.budget import cohort_of, debit, patient_budget, site_spend
+from federated.budget import cohort_of, debit, site_spend
 from federated.integer_noise import sensitivity, share_sigma_micro, to_numbers
+from federated.odometer import patient_budget
 from federated.round import INTEGERS
 from federated.step import apply_round
 from federated.uses import statement

@@ -108,7 +108,7 @@ def run(training, factor: float, *, mode: str = "A", runs: int = 2, canaries: in
     honest = 3 if mode == "B" else 1
     recipe = study.recipe.model_copy(update={"mode": mode, "honest": honest})
     study = study.model_copy(update={"recipe": recipe})
-    split = plan(study.budget, recipe.rounds)
+    split = plan(study.budget, recipe.schedule)
     sigma = int(split.training_sigma_micro * factor)
     broken = replace(split, training_sigma_micro=sigma, rho_round_nano=rho_nano_of(sigma))
     return study, audit(

@@ -28,7 +28,7 @@ from coop.keys import BadSignatureError, SigningKey
 from federated import round as rounds
 from federated.answers import State, answer
 from federated.approval import NotApprovedError, approved, revoke
-from federated.budget import BudgetExhaustedError, cohort_of, debit, patient_budget, site_spend
+from federated.budget import BudgetExhaustedError, cohort_of, debit, site_spend
 from federated.mandate import (
     OrderMismatchError,
     OutOfTimeError,
@@ -40,6 +40,7 @@ from federated.mandate import (
 from federated.mirror import LeaseExpiredError, Mirror
 from federated.models import WrongWeightsError, to_safetensors
 from federated.node import Node, NodeStoppedError
+from federated.odometer import patient_budget
 from federated.orders import make_order
 from federated.pace import BEAT_S, even_pace
 from federated.round import ChangedInputError, WithdrawnError, answer_round
@@ -669,7 +670,7 @@ def test_a_whole_run_spends_exactly_its_plan_and_not_one_round_more(coop):
     answered(run, run.input(4, "evaluate"))
     from federated.accounting import plan
 
-    split = plan(run.study.budget, 3)
+    split = plan(run.study.budget, run.study.recipe.schedule)
     done = spent(run)
     assert done["training"] == 3 * split.rho_round_nano
     assert done["evaluation"] == split.rho_evaluation_nano

@@ -90,7 +90,7 @@ def test_an_order_says_what_the_hospitals_approved_and_nothing_more(world: Train
     assert order.not_before == NOW
     from federated.accounting import plan
 
-    split = plan(study.budget, study.recipe.rounds)
+    split = plan(study.budget, study.recipe.schedule)
     assert order.training_sigma_micro == split.training_sigma_micro
     assert order.evaluation_sigma_micro == split.evaluation_sigma_micro
     # It stands in the log before anybody acts on it.

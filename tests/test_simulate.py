@@ -93,7 +93,7 @@ def test_private_runs_differ_and_all_are_reported(benchmark):
 
 def test_less_privacy_is_less_noise_in_the_weights(benchmark):
     study, data = benchmark
-    quiet = replace(plan(study.budget, study.recipe.rounds), training_sigma_micro=1)
+    quiet = replace(plan(study.budget, study.recipe.schedule), training_sigma_micro=1)
     train = {site: part.train for site, part in data.items()}
     exact = simulation.train(train, study.recipe, quiet)["weight"]
 

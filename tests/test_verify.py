@@ -34,7 +34,7 @@ from typer.testing import CliRunner
 from coop.canonical import document_digest, jcs, parse_object, sha256
 from coop.cli.verify import app
 from coop.db import Database, metadata
-from coop.documents.study import Budget
+from coop.documents.study import Budget, Schedule
 from coop.errors import CoopError
 from coop.journal import note
 from coop.journal.merkle import JournalProofError
@@ -691,7 +691,7 @@ def test_the_noise_a_hospital_plans_is_the_noise_that_verifies(epsilon, delta, r
         reserve_percent=0,
         cohort_rho_nano=0,
     )
-    planned = plan(budget, rounds)
+    planned = plan(budget, Schedule(rounds))
     sigmas = planned.training_sigma_micro, planned.evaluation_sigma_micro
     assert keeps_budget(budget, rounds, *sigmas)
     assert not keeps_budget(budget, rounds, *(sigma * 9 // 10 for sigma in sigmas))

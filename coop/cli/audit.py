@@ -103,7 +103,7 @@ def _target(which: str, epsilon: float | None) -> "tuple[Study, float, dict[str,
     from federated.simulate import with_epsilon
 
     study = with_epsilon(Study.model_validate(load_study(path)), epsilon)
-    claimed = plan(study.budget, study.recipe.rounds).training_epsilon
+    claimed = plan(study.budget, study.recipe.schedule).training_epsilon
     return study, claimed, {"model_id": None, "study_file_sha256": _digest(path)}
 
 

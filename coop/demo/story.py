@@ -1,10 +1,12 @@
 """The story in numbered steps, each printing what happened and the command that checks it."""
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from coop.demo import epilogue, learning, market, patients
@@ -23,6 +25,9 @@ HONESTY: Final = (
 
 def tell(*, folder: Path, serve: bool, as_json: bool) -> int:
     """Run the whole story in `folder`; returns the exit code. Every child is stopped at the end."""
+    # However it is told to stop, also in the background, no child outlives it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     narrator = Narrator(quiet_stdout=as_json)
     narrator.plain("The health data cooperative, on four hospitals' records.")
     for line in HONESTY:
@@ -74,3 +79,9 @@ def tell(*, folder: Path, serve: bool, as_json: bool) -> int:
         stage.close()
         narrator.plain(f"all processes stopped in {time.monotonic() - begun:.1f} s")
     return 0
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # being told twice must not end the tidying up
+    raise KeyboardInterrupt

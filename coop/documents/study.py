@@ -4,6 +4,7 @@ Numbers in signed documents are integers with the unit in the name: `_micro` is 
 `_pico` a millionth of a millionth, `_nano` a thousand-millionth.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -129,6 +130,16 @@ class SurvivalLabel(Part):
 Outcome = Label | SurvivalLabel
 
 
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The training rounds that a budget must pay for."""
+
+    rounds: int
+    sampling_micro: int = MICRO
+    noise_micro: int | None = None
+    """Stated with a sample; of whole batches it follows from the budget."""
+
+
 class Recipe(Part):
     """How the model is trained: DP gradient rounds over all patients, or a secret sample."""
 
@@ -154,6 +165,11 @@ class Recipe(Part):
     """A: every hospital adds the whole noise. B: a share of it, under a masked sum."""
     honest: int = Field(default=1, ge=1, le=50)
     """h of mode B: of the hospitals in a sum, how many are relied on to have added their share."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its rounds, as the budget's plan asks for them."""
+        return Schedule(self.rounds, self.sampling_micro, self.noise_micro)
 
     @model_validator(mode="after")
     def _relies_on_some(self) -> Self:

@@ -5,7 +5,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import Field
 
 from coop.documents.envelope import Subject
-from coop.documents.study import Name, Part, Sha256
+from coop.documents.study import MICRO, Name, Part, Sha256
 
 ADVERSARY_A: Final = "mode A: holds against the coordinator and all other hospitals"
 ADVERSARY: Final = f"^({ADVERSARY_A}|mode B: holds if [0-9]+ hospitals of every sum are honest)$"
@@ -35,7 +35,8 @@ class Order(Subject):
     roster: list[ApprovalRef] = Field(min_length=1)
     quorum: int = Field(ge=1)
     rounds: int = Field(ge=1)
-    sampling_micro: Literal[1_000_000]  # q = 1: full batch
+    sampling_micro: int = Field(ge=1, le=MICRO)
+    """q: the chance of each patient to be in a round; 1: all of them."""
     training_sigma_micro: int = Field(gt=0)
     evaluation_sigma_micro: int = Field(gt=0)
     clip_micro: int = Field(gt=0)

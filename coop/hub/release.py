@@ -152,11 +152,11 @@ def stop_earning(economy: Economy, connection: sa.Connection, pids: list[str]) -
 
 
 def _cost(result: RunResult) -> Cost:
-    budget, rounds = result.study.budget, result.study.recipe.rounds
-    price = price_of(budget, rounds)
+    budget, schedule = result.study.budget, result.study.recipe.schedule
+    price = price_of(budget, schedule)
     return Cost(
         epsilon_micro=price.plan_micro,
-        training_epsilon_micro=math.ceil(plan(budget, rounds).training_epsilon * MICRO),
+        training_epsilon_micro=math.ceil(plan(budget, schedule).training_epsilon * MICRO),
         cohort_epsilon_micro=price.cohort_micro,
         together_epsilon_micro=price.together_micro,
     )
@@ -167,7 +167,7 @@ def _metrics(result: RunResult) -> list[GroupMetric]:
     by_site = result.histograms
     if not by_site:
         return []
-    sigma = plan(result.study.budget, result.study.recipe.rounds).evaluation_sigma_micro / MICRO
+    sigma = plan(result.study.budget, result.study.recipe.schedule).evaluation_sigma_micro / MICRO
     groups = list(result.study.evaluation.groups)
     # Spreads the known noise for the error bars; seeded by the order so that anyone recomputes.
     generator = np.random.default_rng(int(result.order.digest[:16], 16))

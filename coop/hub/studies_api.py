@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query
 
 from consent.duo import Reading, asserted
 from coop import members, studies
-from coop.documents.study import Budget
+from coop.documents.study import Budget, Schedule
 from coop.doors import Caller, CallerDep, Doors, Principal
 from coop.errors import NotFoundError
 from coop.hub.bodies import Body, DocumentBody
@@ -162,16 +162,16 @@ def _answer(row: StudyRow, approvals: list[studies.ApprovalRow]) -> StudyAnswer:
         quorum=study.hospitals_quorum,
         reading=read.reading,
         reason=read.reason,
-        epsilon=_epsilon(study.budget, study.recipe.rounds),
+        epsilon=_epsilon(study.budget, study.recipe.schedule),
         document=row.document,
         approvals=[_approval(approval) for approval in approvals],
     )
 
 
 @lru_cache(maxsize=1024)
-def _epsilon(budget: Budget, rounds: int) -> EpsilonAnswer | None:
+def _epsilon(budget: Budget, schedule: Schedule) -> EpsilonAnswer | None:
     try:
-        price = price_of(budget, rounds)
+        price = price_of(budget, schedule)
     except ImpossiblePlanError:
         return None
     return EpsilonAnswer(

@@ -14,6 +14,7 @@ from coop.documents.envelope import Opened
 from coop.documents.study import MICRO, PICO, Approval, Budget, Study
 from coop.documents.training import Order, RoundReceipt, RoundRecord, RoundRequest
 from coop.journal.trust import Trust
+from coop.privacy_loss import Releases, epsilon_of_releases
 from coop.verify.bundles import Report, VerificationError, Work, list_of, object_of, open_as
 
 _ROUNDING: Final = 1e-6  # of two ways to compute one curve in floating point
@@ -150,16 +151,32 @@ def _check_noise(read: _Chain) -> None:
     """All rounds and the evaluation together must stay within the study's epsilon and delta.
 
     The exact curve of composed Gaussian releases (Balle & Wang 2018, theorem 8), as the hospitals
-    compute it in `federated.accounting`; here without anything but the standard library.
+    compute it in `federated.accounting`; here without anything but the standard library. Of
+    samples: by their privacy loss distributions.
     """
     order, budget = read.order.subject, read.study.subject.budget
     sigmas = order.training_sigma_micro, order.evaluation_sigma_micro
-    if not keeps_budget(budget, order.rounds, *sigmas):
+    if order.sampling_micro != read.study.subject.recipe.sampling_micro:
+        raise VerificationError("order: samples otherwise than its study says")
+    if not keeps_budget(budget, order.rounds, *sigmas, sampling_micro=order.sampling_micro):
         raise VerificationError("order: less noise than the study's epsilon and delta ask for")
 
 
-def keeps_budget(budget: Budget, rounds: int, training_micro: int, evaluation_micro: int) -> bool:
+def keeps_budget(
+    budget: Budget,
+    rounds: int,
+    training_micro: int,
+    evaluation_micro: int,
+    *,
+    sampling_micro: int = MICRO,
+) -> bool:
     """Whether so many rounds and an evaluation with these sigmas stay within (epsilon, delta)."""
+    if sampling_micro < MICRO:
+        releases = [Releases(training_micro / MICRO, rounds, sampling_micro / MICRO)]
+        if budget.evaluation_percent:
+            releases.append(Releases(evaluation_micro / MICRO))
+        spent = epsilon_of_releases(releases, budget.delta_pico / PICO)
+        return spent <= budget.epsilon_micro / MICRO
     squared = rounds * (MICRO / training_micro) ** 2
     if budget.evaluation_percent:
         squared += (MICRO / evaluation_micro) ** 2

@@ -22,6 +22,7 @@ OWNERS: Final = (
     "federated.quality",
     "federated.mirror",
     "federated.approval",
+    "federated.control",
     "federated.budget",
     "federated.cohort_audit",
     "federated.emergency",

@@ -22,6 +22,7 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
 from coop.documents.study import MICRO, NANO, PICO, Budget, Schedule
+from coop.documents.training import Order
 from coop.errors import InvalidInputError, Kind
 from coop.privacy_loss import Releases, epsilon_of_releases, renyi_of_sample
 
@@ -88,6 +89,19 @@ def epsilon_of(lines: Iterable[tuple[int, int]], delta: float) -> float:
             return math.inf
         squared += times * (MICRO / sigma_micro) ** 2 if times else 0.0
     return epsilon_of_mu(math.sqrt(squared), delta)
+
+
+def epsilon_after(order: Order, number: int) -> float:
+    """What an order's first `number` rounds cost a patient; one beyond the last: evaluation."""
+    delta, trained = order.delta_pico / PICO, min(number, order.rounds)
+    evaluated = rho_nano_of(order.evaluation_sigma_micro) if number > order.rounds else 0
+    if order.sampling_micro == MICRO:
+        sigmas = [(order.training_sigma_micro, trained)]
+        sigmas += [(order.evaluation_sigma_micro, 1)] if evaluated else []
+        return epsilon_of(sigmas, delta)
+    q = order.sampling_micro / MICRO
+    samples = [Releases(order.training_sigma_micro / MICRO, trained, q)]
+    return epsilon_of_rho(evaluated, delta, samples)
 
 
 def epsilon_of_rho(rho_nano: int, delta: float, samples: Sequence[Releases] = ()) -> float:

@@ -17,7 +17,8 @@ from coop.db import metadata
 from coop.documents.envelope import Opened, WrongDocumentError, issue, open_document
 from coop.documents.study import MICRO, Approval, Study
 from coop.errors import ConflictError, CoopError, InvalidInputError, Kind
-from federated import after_restore
+from coop.keys import SigningKey
+from federated import after_restore, control
 from federated.accounting import Plan, plan
 from federated.budget import Lines, debit
 from federated.fab import fab_hash
@@ -132,12 +133,14 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
     version: int | None = None,
     epsilon_cap: str = EPSILON_DEFAULT,
     fab_sha256: str | None = None,
+    by: SigningKey | None = None,
 ) -> dict[str, Any]:
     """Sign this hospital's approval of exactly this study, keep it, and give it to the hub.
 
     The steps: (1) fetch the study and check that it is the one it is called; (2) hold it against
-    this hospital's own limits; (3) pin the other hospitals' keys as witnesses of the log; (4) sign
-    and store; (5) publish. Approving the same study again under the same terms publishes again.
+    this hospital's own limits and approvers; (3) pin the other hospitals' keys as witnesses of the
+    log; (4) sign and store; (5) publish. Approving the same study again under the same terms
+    publishes again.
 
     Args:
         site: This hospital.
@@ -147,8 +150,10 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
         version: The newest by default.
         epsilon_cap: The most privacy one study may cost here, decimal; 3 at most.
         fab_sha256: Digest of the Flower app that may run; the installed one by default.
+        by: The approver who says yes, where two must (`federated.control`).
 
     Raises:
+        UnknownApproverError, SecondApproverError: Two approvers must say yes; nothing was signed.
         StudyAlteredError, StudyExpiredError, UnknownPurposeError, PriceTooHighError,
         WitnessChangedError: A step refused; nothing was signed.
         RestoreUnsettledError: What was approved after the backup is not charged for yet.
@@ -161,6 +166,7 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
     # (2)
     for problem in refusals(study, cap_micro, now):
         raise problem
+    control.second_look(site, opened.digest, cap_micro, by, now=now)
     # (3)
     witnesses = _witnesses(site, client)
     # (4)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coop import problems
 from coop.errors import CoopError, Kind, UnavailableError
-from federated import approval, coverage, custody, desk, overlay
+from federated import approval, control, coverage, custody, desk, overlay
 from federated.budget import debit, site_spend
 from federated.doctor import checks
 from federated.node import Node, clock, staff_token
@@ -58,6 +58,13 @@ class EnrolBody(_Body):
     method: Literal["desk", "post", "custodial", "demo"] = "desk"
 
 
+class WindowsBody(_Body):
+    """When this hospital trains."""
+
+    hours: list[str] = Field(max_length=50, description="`mon-fri 20:00-06:00`; none: always.")
+    zone: str = Field(default="UTC", max_length=60)
+
+
 class RevokeBody(_Body):
     """Which approval ends."""
 
@@ -82,6 +89,7 @@ def application(node: Node) -> FastAPI:
     problems.install(app)
     _status_routes(app, node)
     _decision_routes(app, node)
+    _machine_routes(app, node)
     return app
 
 
@@ -106,6 +114,7 @@ def _status_routes(app: FastAPI, node: Node) -> None:
             "log_size": node.mirror.size(),
             "parts": node.health,
             "overlay": overlay.facts(site, now=clock()),
+            "control": control.facts(site, clock()),
         }
 
     @app.get("/local/v1/doctor")
@@ -189,6 +198,19 @@ def _decision_routes(app: FastAPI, node: Node) -> None:
             record: custody.enrol(site, node.client, record, now=clock()) for record in body.records
         }
         return {"codes": {}, "held": held}
+
+
+def _machine_routes(app: FastAPI, node: Node) -> None:
+    site = node.site
+
+    @app.get("/local/v1/windows")
+    def windows() -> dict[str, Any]:
+        return control.facts(site, clock())
+
+    @app.put("/local/v1/windows")
+    def set_windows(body: WindowsBody) -> dict[str, Any]:
+        control.set_hours(site, body.hours, body.zone)
+        return control.facts(site, clock())
 
     @app.post("/local/v1/stop")
     def stop() -> dict[str, Any]:

@@ -26,9 +26,10 @@ from typing import Final, Self
 from coop.client import Client, RemoteError
 from coop.errors import CoopError, Kind, NotFoundError
 from coop.logs import logger
-from federated import desk, emergency, erasure, representation, supernode
+from federated import control, desk, emergency, erasure, representation, supernode
 from federated.cohort import answer_cohort
 from federated.masked_round import MaskedInput, answer_stage
+from federated.masked_wire import AskReveal
 from federated.mirror import Mirror
 from federated.models import Weights
 from federated.released import released
@@ -111,15 +112,21 @@ class Node:
             self.client.close()
 
     def answer(self, asked: RoundInput) -> RoundAnswer:
-        """One round, unless the staff stopped the node."""
+        """One round, unless the staff stopped the node or train at other hours."""
         self.refuse_if_paused()
+        control.refuse_outside_hours(self.site, clock())
         answered = answer_round(self.site, self.mirror, asked, now=clock)
         self.refuse_if_paused()  # a stop holds back what was under way, too
         return answered
 
     def answer_stage(self, asked: MaskedInput) -> dict[str, bytes]:
-        """One stage of a masked round, unless the staff stopped the node."""
+        """One stage of a masked round, unless the staff stopped the node or train at other hours.
+
+        A round that was masked within the hours may still be revealed: others wait for it.
+        """
         self.refuse_if_paused()
+        if not isinstance(asked.ask, AskReveal):
+            control.refuse_outside_hours(self.site, clock())
         answered = answer_stage(self.site, self.mirror, asked, now=clock)
         self.refuse_if_paused()
         return answered

@@ -5,12 +5,12 @@ it was first sent (a hospital's cached answer names it) and the weights after ea
 becomes fact in one unit of work: receipts, record, checkpoint, progress.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 
 from coop import members, studies
-from coop.canonical import Json
+from coop.canonical import Json, jcs
 from coop.db import Database
 from coop.documents.envelope import Opened, issue, open_document
 from coop.documents.study import Study
@@ -34,6 +34,7 @@ from federated.run_tables import (
     EVALUATE,
     OPEN,
     TRAIN,
+    WAITING,
     NextRound,
     RunNotOpenError,
     RunResult,
@@ -135,25 +136,25 @@ class Rounds:
             )
             self._set(connection, order_sha256, state=RunState.FINISHED, error=None)
 
-    def note(self, order_sha256: str, code: str | None) -> None:
-        """Say what an open run waits for (`training.waiting-for-sites`), or that it goes on."""
+    def note(self, order_sha256: str, waiting: Mapping[str, str]) -> None:
+        """Say for whom an open run waits, and why (code by site); nobody: it goes on."""
+        code, text = (WAITING, jcs(dict(waiting)).decode()) if waiting else (None, None)
         with self.database.unit_of_work() as connection:
-            if self.get(connection, order_sha256).error != code:
-                self._set(connection, order_sha256, error=code)
+            if dict(self.get(connection, order_sha256).waiting) != dict(waiting):
+                self._set(connection, order_sha256, error=code, waiting=text)
 
     # --- rounds ---------------------------------------------------------------------------------
 
-    def next_run(self) -> RunRow | None:
-        """The run to work on: one that is under way first, then the oldest queued."""
+    def next_run(self, later: Collection[str] = ()) -> RunRow | None:
+        """The run to work on: one that is under way first, then the oldest queued; not `later`."""
         order = sa.case((training_run.c.state == RunState.QUEUED, 1), else_=0)
         query = (
             sa.select(training_run)
-            .where(training_run.c.state.in_(OPEN))
+            .where(training_run.c.state.in_(OPEN), training_run.c.order_sha256.not_in(later))
             .order_by(order, training_run.c.created_at, training_run.c.order_sha256)
-            .limit(1)
         )
         with self.database.reading() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(query).first()
         return None if row is None else run_row(row)
 
     def next_round(self, order_sha256: str) -> NextRound | None:
@@ -395,5 +396,5 @@ class Rounds:
         connection.execute(
             training_run.update()
             .where(training_run.c.order_sha256 == order_sha256)
-            .values(**values, updated_at=self.now())
+            .values(**{"waiting": None, **values}, updated_at=self.now())
         )

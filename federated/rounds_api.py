@@ -43,6 +43,8 @@ class Run(BaseModel):
     round: int
     rounds: int
     error: str | None
+    waiting: dict[str, str]
+    """Code by hospital that an open run waits for."""
     created_at: int
     updated_at: int
 

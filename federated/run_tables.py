@@ -1,5 +1,6 @@
 """Tables and types of training runs; `federated.rounds` reads and writes them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,10 +30,12 @@ training_run = sa.Table(
     sa.Column("round", sa.BigInteger, nullable=False),
     sa.Column("rounds", sa.BigInteger, nullable=False),
     sa.Column("error", sa.String(80)),
+    sa.Column("waiting", sa.Text),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
 )
-"""`phase` and `round` are of the last finished round; round 0 before the first."""
+"""`phase` and `round` are of the last finished round; round 0 before the first. `waiting`: for whom
+an open run waits and why, as JSON {site: code}."""
 
 round_request = sa.Table(
     "round_request",
@@ -54,6 +57,7 @@ round_checkpoint = sa.Table(
 )
 """`state`: safetensors of the weights after the round, or of the evaluation histograms by site."""
 
+WAITING: Final = "training.waiting-for-sites"
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
 HISTOGRAM: Final = "histogram"
@@ -95,6 +99,8 @@ class RunRow:
     round: int
     rounds: int
     error: str | None
+    waiting: Mapping[str, str]
+    """Code by hospital, while the run waits for it."""
     created_at: int
     updated_at: int
 
@@ -166,4 +172,5 @@ def histograms_bytes(by_site: Mapping[str, NDArray[np.int64]]) -> bytes:
 def run_row(row: sa.Row[tuple[object, ...]]) -> RunRow:
     """A row of `training_run`."""
     values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's public name for it)
-    return RunRow(**{**values, "state": RunState(values["state"])})
+    waiting = json.loads(str(values["waiting"] or "{}"))
+    return RunRow(**{**values, "state": RunState(values["state"]), "waiting": waiting})

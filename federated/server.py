@@ -21,7 +21,7 @@ from coop.documents.training import RoundReceipt, RoundRequest
 from coop.errors import CoopError, InvariantError, Kind
 from coop.logs import logger
 from federated import masked_tables, models
-from federated.collect import ROUND_S, Asking, Collector, refusals
+from federated.collect import NO_ANSWER, OFFLINE, ROUND_S, Asking, Collector, refusals
 from federated.flower_run import FlowerRun, open_run
 from federated.gate import Admitted
 from federated.masked_training import MaskedRound
@@ -29,6 +29,7 @@ from federated.rounds import Rounds
 from federated.run_tables import (
     HISTOGRAM,
     TRAIN,
+    WAITING,
     NextRound,
     RunNotOpenError,
     RunRow,
@@ -48,7 +49,11 @@ _BACKOFF_MAX_S: Final = 15.0
 
 Made = tuple[bytes, str, Sequence[Opened[RoundReceipt]]]
 """The state after a round, the digest its record names, and the receipts of who is in it."""
-WAITING: Final = "training.waiting-for-sites"
+_LATER_S: Final = 5.0  # a run that must wait leaves its turn to others: twice as long each time,
+_LATER_MAX_S: Final = 300.0  # … and so long at most
+_CLOSED: Final = frozenset({"node.outside-hours", "node.stopped"})
+_FOR_NOW: Final = _CLOSED | {OFFLINE, NO_ANSWER}
+"""Codes of hospitals that will answer some other time: a run waits for them, and does not fail."""
 
 
 class BelowQuorumError(CoopError):
@@ -56,6 +61,17 @@ class BelowQuorumError(CoopError):
 
     code = "round.below-quorum"
     kind = Kind.UNAVAILABLE
+
+
+class WaitingError(CoopError):
+    """Too few hospitals answer now, and enough others will later; the run goes on then."""
+
+    code = WAITING
+    kind = Kind.UNAVAILABLE
+
+    def __init__(self, waiting: Mapping[str, str]) -> None:
+        super().__init__("waits for " + ", ".join(sorted(waiting)))
+        self.waiting = waiting
 
 
 class OrderExpiredError(CoopError):
@@ -96,6 +112,7 @@ class Trainer:
         self._current: str | None = None
         self._registered: dict[str, str] = {}
         self._nodes: dict[str, int] = {}
+        self._later: dict[str, tuple[float, float]] = {}  # order → (when again, after how long)
 
     def start(self) -> None:
         """Start the SuperLink and the thread; returns at once."""
@@ -138,7 +155,9 @@ class Trainer:
         """One piece of work; False if there was none."""
         self._current = None
         self._ready()
-        row = self.rounds.next_run()
+        moment = time.monotonic()
+        later = [order for order, (again, _) in self._later.items() if again > moment]
+        row = self.rounds.next_run(later)
         if row is None:
             return False
         self._current = row.order_sha256
@@ -152,6 +171,12 @@ class Trainer:
             logger().info("run ended from outside", order=row.order_sha256)
         except SuperLinkDownError:
             raise
+        except WaitingError as error:
+            logger().info("run waits", order=row.order_sha256, size=len(error.waiting))
+            self.rounds.note(row.order_sha256, error.waiting)
+            waited = self._later.get(row.order_sha256, (0.0, _LATER_S / 2))[1]
+            pause = min(2 * waited, _LATER_MAX_S)
+            self._later[row.order_sha256] = (time.monotonic() + pause, pause)
         except CoopError as error:
             logger().warning("run failed", order=row.order_sha256, code=error.code)
             self.rounds.fail(row.order_sha256, error.code)
@@ -195,21 +220,23 @@ class Trainer:
         """Return when the whole roster is online, or a quorum is and the patience is over.
 
         Raises:
-            BelowQuorumError: No quorum came online; the next run in the queue has waited enough.
+            WaitingError: No quorum came online; the next run in the queue has waited enough.
         """
-        nodes = set(self._roster(asked).values())
+        roster = self._roster(asked)
+        nodes = set(roster.values())
         quorum = asked.order.subject.quorum
         start = time.monotonic()
         while True:
             online = nodes & set(run.presence())
             waited = time.monotonic() - start
             if online == nodes or (waited > self._online_s and len(online) >= quorum):
-                self.rounds.note(asked.order.digest, None)
+                self.rounds.note(asked.order.digest, {})
                 return
+            away = {site: OFFLINE for site, node in roster.items() if node not in online}
             if waited > _WAIT_MAX_S:
-                raise BelowQuorumError(f"only {len(online)} of {quorum} hospitals are online")
+                raise WaitingError(away)
             if waited > self._online_s:
-                self.rounds.note(asked.order.digest, WAITING)
+                self.rounds.note(asked.order.digest, away)
             self._pause(_IDLE_S)
             self.rounds.next_round(asked.order.digest)  # raises when the run is cancelled
             self._check_time(asked)
@@ -218,7 +245,8 @@ class Trainer:
         """One round to its checkpoint.
 
         Raises:
-            BelowQuorumError: Too few contributed in every attempt.
+            WaitingError: Too few contributed in every attempt, but enough others will.
+            BelowQuorumError: Too few contributed in every attempt, and no others will.
         """
         request = self.rounds.request(asked)
         quorum = asked.order.subject.quorum
@@ -234,10 +262,17 @@ class Trainer:
                 if asked.masked:
                     with self.rounds.database.unit_of_work() as connection:
                         masked_tables.drop(connection, asked.order.digest, asked.round)
+                self._later.pop(asked.order.digest, None)
                 logger().info("round done", round=asked.round, size=len(receipts))
                 return
             logger().warning("below quorum", round=asked.round, attempt=attempt)
+            closed = {site: code for site, code in codes.items() if code in _CLOSED}
+            if len(asked.order.subject.roster) - len(closed) < quorum:
+                raise WaitingError(closed)
             self._pause(_ATTEMPT_PAUSE_S)
+        later = {site: code for site, code in codes.items() if code in _FOR_NOW}
+        if len(asked.order.subject.roster) - len(codes) + len(later) >= quorum:
+            raise WaitingError(later)
         said = ", ".join(f"{site} {code}" for site, code in sorted(codes.items()))
         raise BelowQuorumError(f"round {asked.round}: fewer than {quorum} answers ({said})")
 

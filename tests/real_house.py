@@ -48,15 +48,19 @@ class Faulty:
     versions: int = 0
     facts: dict = field(default_factory=dict)
 
-    def train(self, rounds: int, **recipe: object) -> str:
-        """Propose, approve and order a new study version; the order's digest."""
+    def ready(self, rounds: int, **recipe: object) -> str:
+        """Propose and approve a new study version; its id."""
         self.versions += 1
         fields = load_study(learning.study_file())
         fields["version"] = self.versions
         fields["recipe"] = {**fields["recipe"], "rounds": rounds, "average_last": 2, **recipe}
         learning.propose(self.house, fields)
         learning.approve_everywhere(self.house, fields)
-        body = {"study_id": fields["study_id"], "version": self.versions}
+        return str(fields["study_id"])
+
+    def train(self, rounds: int, **recipe: object) -> str:
+        """The same, and order its training; the order's digest."""
+        body = {"study_id": self.ready(rounds, **recipe), "version": self.versions}
         return self.house.researcher_client.post("/v1/rounds", body)["run"]["order_sha256"]
 
     def run(self, order: str) -> dict:

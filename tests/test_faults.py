@@ -1,8 +1,12 @@
 """Real processes, killed in the middle: nothing is lost, nothing is charged twice, it goes on."""
 
+import os
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -10,7 +14,7 @@ import pytest
 import safetensors.numpy
 import sqlalchemy as sa
 from budget import budget
-from real_house import Faulty, accepted, open_faulty
+from real_house import Faulty, accepted, open_faulty, wait_for
 
 from coop.client import Client, RemoteError
 from coop.demo.identity import Persona
@@ -261,3 +265,65 @@ def test_without_credits_the_answer_is_402_and_says_what_is_missing(faulty: Faul
     assert refusal.value.status == 402
     assert refusal.value.code == "ledger.insufficient-credits"
     assert refusal.value.problem["missing_nano"] == 50_000_000
+
+
+def test_a_run_waits_for_hospitals_that_train_at_other_hours_and_its_follower_reads_so(
+    faulty: Faulty,
+):
+    closed = {"hours": [_other_hours(time.time())], "zone": "UTC"}
+    for name in ("zurich", "budapest"):
+        faulty.house.hospitals[name].node.put("/local/v1/windows", closed)
+    study = faulty.ready(rounds=2)
+    researcher = {**faulty.house.environment(), "COOP_API_KEY": faulty.house.session("mei")}
+    shown = _coop(researcher, "study", "show", study).communicate(timeout=60)[0]
+    assert "approval missing: nobody" in shown
+    following = _coop(researcher, "study", "train", study, "--version", str(faulty.versions))
+    with faulty.house.public() as client:
+
+        def newest() -> dict:
+            runs = client.get("/v1/rounds", study_id=study)["runs"]
+            return max(runs, key=lambda run: run["version"], default={})
+
+        wait_for(lambda: newest().get("version") == faulty.versions and newest()["waiting"], 90)
+        run = newest()
+    order = run["order_sha256"]
+    assert run["waiting"] == dict.fromkeys(("budapest", "zurich"), "node.outside-hours")
+    assert (run["state"], run["error"]) == ("running", "training.waiting-for-sites")
+    assert faulty.debits("zurich", order) == []
+    for name in ("zurich", "budapest"):
+        faulty.house.hospitals[name].node.put("/local/v1/windows", {"hours": [], "zone": "UTC"})
+    said, _ = following.communicate(timeout=120)
+    assert following.returncode == 0, said
+    lines = said.splitlines()
+    closed_line = "budapest (trains at other hours), zurich (trains at other hours)"
+    assert f"waiting for {closed_line}" in lines
+    rounds = [line for line in lines if "4 of 4 hospitals" in line]
+    assert [line.split("   ")[0].strip() for line in rounds] == [
+        "round 1 of 2",
+        "round 2 of 2",
+        "evaluation",
+    ]
+    spent = [float(line.split("epsilon ")[1].split()[0]) for line in rounds]
+    assert 0 < spent[0] < spent[1] < spent[2] <= 1
+    assert any(line.startswith("model ") for line in lines)
+    run = faulty.run(order)
+    assert (run["state"], run["waiting"]) == ("finished", {})
+    assert all(faulty.debits(name, order) == [1, 2, 3] for name in faulty.house.hospitals)
+
+
+def _coop(environment: dict[str, str], *command: str) -> subprocess.Popen[str]:
+    program = Path(sys.executable).parent / "coop"
+    inherited = {"PATH": os.defpath, **environment}
+    return subprocess.Popen(
+        [program, *command],
+        env=inherited,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _other_hours(now: float) -> str:
+    """A window of an hour, half a day from now."""
+    hour = (time.gmtime(now).tm_hour + 12) % 24
+    return f"{hour:02}:00-{(hour + 1) % 24:02}:00"

@@ -61,6 +61,7 @@ def test_the_proposer_orders_and_everybody_may_follow(hub: World):
         "round": 0,
         "rounds": 20,
         "error": None,
+        "waiting": {},
         "created_at": 0,
         "updated_at": 0,
     }

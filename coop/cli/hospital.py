@@ -196,10 +196,14 @@ def approve(
     epsilon_cap: Annotated[
         str, typer.Option(help="This hospital's limit for epsilon, at most 3.")
     ] = "1",
+    by: Annotated[
+        Path | None, typer.Option(help="Your approver's key, where two must approve.")
+    ] = None,
     state: State = HERE,
     as_json: Json = False,
 ) -> None:
     """Sign STUDY with this hospital's key: only then does the node accept its orders."""
+    from coop.keys import SigningKey
     from federated import approval
 
     site = _open(state)
@@ -209,6 +213,7 @@ def approve(
         study,
         version=version,
         epsilon_cap=epsilon_cap,
+        by=SigningKey.load(by) if by else None,
         now=int(time.time()),
     )
     site.close()
@@ -226,11 +231,14 @@ def run(
     """Run this hospital's node until Ctrl-C. It only dials out; the API is for this house."""
     from coop import logs
     from coop.alone import alone
+    from federated.control import cap_process, control_of
     from federated.local_api import serve_local
     from federated.node import Node, staff_token
 
     logs.configure()
     site = _open(state)
+    with site.database.reading() as connection:
+        cap_process(control_of(connection))
     with alone(state):
         staff_token(site.folder)
         token = site.folder / "staff.token"

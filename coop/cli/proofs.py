@@ -10,8 +10,8 @@ from typing import Annotated, Final
 
 import typer
 
-from coop.cli.desk import app
 from coop.cli.hospital import HERE, Json, State, _hub, _open
+from coop.cli.limits import app
 from coop.cli.output import show
 
 __all__ = ["app"]

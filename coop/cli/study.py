@@ -17,8 +17,6 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The study's id.")]
 Version = Annotated[int | None, typer.Option(help="Its version; the newest by default.")]
-_POLL_S: Final = 1.0
-_ENDED: Final = frozenset({"finished", "failed", "cancelled"})
 _READING: Final = {
     "clear": "",
     "people": "PEOPLE MUST JUDGE what it is for; until a version says it, nothing is permitted\n",
@@ -90,6 +88,9 @@ def shown(study_id: Id, version: Version = None, as_json: AsJson = False) -> Non
     """One study: what it asks, its budget, its approvals. Its signature is verified here."""
     with _client() as client:
         answer = client.get(f"/v1/studies/{study_id}", version=version)
+        members = client.get("/v1/members/sites")["sites"]
+    yes = {approval["site"] for approval in answer["approvals"]}
+    answer["approval_missing"] = sorted({site["name"] for site in members} - yes)
     opened = _opened(answer["document"])
     study = opened.subject
     text = (
@@ -101,7 +102,8 @@ def shown(study_id: Id, version: Version = None, as_json: AsJson = False) -> Non
         f"privacy: {_epsilons(answer['epsilon'])}, "
         f"delta {study.budget.delta_pico / 1e12:g}, add/remove one patient\n"
         f"approved by {', '.join(a['site'] for a in answer['approvals']) or 'nobody yet'}; "
-        f"{answer['quorum']} needed"
+        f"{answer['quorum']} needed\n"
+        f"approval missing: {', '.join(answer['approval_missing']) or 'nobody'}"
     )
     show(answer, as_json, text)
 
@@ -116,6 +118,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Order the training of a ready study and follow it; exit 1 if no model comes of it."""
+    from coop.cli.follow import follow
+
     body: dict[str, object] = {"study_id": study_id}
     if version is not None:
         body["version"] = version
@@ -123,7 +127,7 @@ def train(
         run = client.post("/v1/rounds", body)["run"]
         if wait:
             try:
-                run = _followed(client, run, quiet=as_json)
+                run = follow(client, run, quiet=as_json)
             except KeyboardInterrupt:
                 left = f"the hub goes on; `coop study cancel {study_id}` stops it"
                 print(f"no longer followed: {left}", file=sys.stderr)
@@ -160,20 +164,6 @@ def cancel(study_id: Id, version: Version = None, as_json: AsJson = False) -> No
     show(answer, as_json, f"{study_id} v{number} is {answer['state']}")
 
 
-def _followed(client: "Client", run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """The run when it has ended; every round on a line of its own."""
-    seen = -1
-    while run["state"] not in _ENDED:
-        if run["round"] != seen and not quiet:
-            seen = run["round"]
-            waiting = f" ({run['error']})" if run["error"] else ""
-            done = f"round {seen} of {run['rounds']}" if seen <= run["rounds"] else "evaluated"
-            print(f"{done}{waiting}", flush=True)
-        time.sleep(_POLL_S)
-        run = _plain(client.get(f"/v1/rounds/{run['order_sha256']}"))
-    return run
-
-
 def _client(*, required: bool = False) -> "Client":
     from coop.client import Client
     from coop.settings import Settings
@@ -204,7 +194,3 @@ def _epsilons(cost: dict[str, int] | None) -> str:
         f"cohort questions epsilon {cost['cohort_questions_micro'] / 1e6:.3f}, "
         f"together epsilon {cost['together_micro'] / 1e6:.3f}"
     )
-
-
-def _plain(run: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in run.items() if name not in {"order", "records"}}

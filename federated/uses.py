@@ -29,6 +29,7 @@ from coop.documents.emergency import BreakGlass
 from coop.documents.envelope import issue, open_document
 from coop.documents.study import MICRO, PICO, Study
 from coop.errors import CoopError, Kind, NotFoundError
+from coop.passkeys import RelyingParty
 from federated.accounting import LIFETIME_DELTA, LIFETIME_EPSILON
 from federated.answers import answer
 from federated.approval import approved
@@ -114,7 +115,7 @@ def statement(site: Site, pid: str, now: int) -> dict[str, Any]:
             ),
             studies=_studies(connection, pid),
             privacy=_privacy(connection, pid),
-            excluded_from=_excluded_from(connection, pid),
+            excluded_from=_excluded_from(connection, pid, site.trust.passkeys),
         )
     return issue(subject, site.key, now)
 
@@ -259,7 +260,9 @@ def _privacy(connection: sa.Connection, pid: str) -> PrivacySpent:
     )
 
 
-def _excluded_from(connection: sa.Connection, pid: str) -> int | None:
+def _excluded_from(
+    connection: sa.Connection, pid: str, passkeys: RelyingParty | None
+) -> int | None:
     """Since when her own words permit nothing; None while they do, or never did."""
     texts = connection.execute(
         sa.select(mirror_document.c.document)
@@ -269,7 +272,7 @@ def _excluded_from(connection: sa.Connection, pid: str) -> int | None:
     held: Standing | None = None
     since: int | None = None
     for text in texts:
-        event = open_document(Consent, parse_object(text), issuers=None)
+        event = open_document(Consent, parse_object(text), issuers=None, passkeys=passkeys)
         was_open = held is not None and held.state is State.ACTIVE and not held.objected
         try:
             state, objected = after_event(held, event.subject.event)

@@ -11,6 +11,7 @@ from coop.db import Database
 from coop.errors import NotFoundError
 from coop.journal.store import Journal
 from coop.keys import SigningKey
+from coop.passkeys import RelyingParty
 from inference_gateway import jobs, oip, scope
 from inference_gateway.answer import PointRequest, Points
 from inference_gateway.cohort import Cohorts
@@ -41,10 +42,17 @@ class Gateway:
         journal: The transparency log.
         hub_key: Signs jobs and receipts.
         now: UTC seconds.
+        passkeys: The portal whose passkeys sign here.
     """
 
     def __init__(
-        self, database: Database, journal: Journal, hub_key: SigningKey, *, now: Callable[[], int]
+        self,
+        database: Database,
+        journal: Journal,
+        hub_key: SigningKey,
+        *,
+        now: Callable[[], int],
+        passkeys: RelyingParty | None = None,
     ) -> None:
         self.database = database
         self.now = now
@@ -59,7 +67,7 @@ class Gateway:
         self.settlement = Settlement(
             database, journal, hub_key, models=self.models, registry=self.registry, now=now
         )
-        self.uses = Uses(database, now)
+        self.uses = Uses(database, now, passkeys)
         self._seen: dict[str, int] = {}
 
     def answer(self, request: PointRequest) -> Stored:

@@ -19,6 +19,7 @@ from coop.documents.envelope import open_document
 from coop.doors import Caller
 from coop.errors import CoopError, InvalidInputError, Kind, NotFoundError
 from coop.keys import iso
+from coop.passkeys import RelyingParty
 from inference_gateway import jobs
 from inference_gateway.jobs import JobState
 from inference_gateway.store import OFFLINE_S, SiteOfflineError, last_seen
@@ -55,11 +56,15 @@ class Uses:
     Args:
         database: The hub's.
         now: UTC seconds.
+        passkeys: The portal whose passkeys sign here.
     """
 
-    def __init__(self, database: Database, now: Callable[[], int]) -> None:
+    def __init__(
+        self, database: Database, now: Callable[[], int], passkeys: RelyingParty | None = None
+    ) -> None:
         self._database = database
         self._now = now
+        self._passkeys = passkeys
 
     def start(self, caller: Caller, pid: str, signed: str | None) -> str:
         """Ask the hospital of `pid`, the caller's own; returns the job to wait for.
@@ -82,7 +87,7 @@ class Uses:
             if row is None:
                 raise NotFoundError("pid: not found")
             members.owns(connection, caller, pid, row.did)
-            request = _read(signed, UseRequest(site=row.site, pid=pid))
+            request = _read(signed, UseRequest(site=row.site, pid=pid), self._passkeys)
             seen = last_seen(connection, row.site)
             if now - seen > OFFLINE_S:
                 raise _offline(row.site, seen)
@@ -159,12 +164,15 @@ class Uses:
             jobs.finish(connection, site, job_id, attempt, result=document, code=code)
 
 
-def _read(signed: str | None, expected: UseRequest) -> dict[str, Json]:
+def _read(
+    signed: str | None, expected: UseRequest, passkeys: RelyingParty | None
+) -> dict[str, Json]:
     why = "missing" if signed is None else "too long"
     if signed is not None and len(signed) <= REQUEST_CHARS_MAX:
         try:
             request = parse_object(from_b64u(signed))
-            if open_document(UseRequest, request, issuers=None).subject == expected:
+            opened = open_document(UseRequest, request, issuers=None, passkeys=passkeys)
+            if opened.subject == expected:
                 return request
             why = "for another record"
         except InvalidInputError as error:

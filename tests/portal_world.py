@@ -134,9 +134,9 @@ class House:
         return str(codes["codes"][record])
 
     @contextmanager
-    def portal(self, *arguments: str) -> Iterator[str]:
+    def portal(self, *arguments: str, port: int | None = None) -> Iterator[str]:
         """`coop portal` as its user starts it: a process of its own; its address."""
-        port = free_port()
+        port = port or free_port()
         settings = {
             "COOP_HUB_URL": self.hub_url,
             "COOP_CA_FILE": str(self.hub.ca_file),
@@ -183,8 +183,8 @@ def _until(probe: Callable[[], bool], process: "subprocess.Popen[bytes]") -> Non
 
 
 @contextmanager
-def house(folder: Path) -> Iterator[House]:
-    """The house, open."""
+def house(folder: Path, *, portal_port: int = 8460) -> Iterator[House]:
+    """The house, open; passkeys sign at a portal on that port."""
     with ExitStack() as stack:
         provider = _provider(stack)
         port = free_port()
@@ -195,6 +195,7 @@ def house(folder: Path) -> Iterator[House]:
             hub_url=url,
             oidc_issuer=provider.issuer,
             oidc_client_id=CLIENT_ID,
+            portal_port=portal_port,
         )
         hub = HubFolder.init(
             settings, legal_mode=LegalMode.STRICTEST, origin="hub.test/log", now=now()

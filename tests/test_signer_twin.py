@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from chromium import browser
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from coop.canonical import encode, jcs
 from coop.documents.consent import Consent
@@ -16,6 +19,7 @@ from coop.documents.provision import Policy, Provision
 from coop.enrolment import check_mac, new_code, parse_code
 from coop.errors import CoopError
 from coop.keys import SigningKey, did_of, proof_options, to_sign
+from coop.passkeys import did_of_point, packed
 
 SIGNER = Path(__file__).parent.parent / "ui/components/signer"
 VALUES = [
@@ -112,7 +116,8 @@ def test_a_browser_made_redemption_passes_the_hospitals_check(page):
         const pair = await crypto.subtle.generateKey("Ed25519", true, ["sign", "verify"]);
         const raw = [...new Uint8Array(await crypto.subtle.exportKey("raw", pair.publicKey))];
         const did = twin.didOf(raw);
-        const sent = await twin.redemption(twin.parseCode(given[0]), did, pair.privateKey);
+        const sent = await twin.redemption(twin.parseCode(given[0]), did,
+            (bytes) => crypto.subtle.sign('Ed25519', pair.privateKey, bytes));
         return JSON.stringify({ raw, sent });
         """,
         "  " + text.upper() + " ",
@@ -124,6 +129,21 @@ def test_a_browser_made_redemption_passes_the_hospitals_check(page):
     _, _, other = new_code("cleveland")
     with pytest.raises(CoopError):
         check_mac(answer["sent"], parse_code(other)[1])
+
+
+def test_a_passkeys_key_and_signature_are_packed_byte_for_byte_as_the_verifier_reads_them(page):
+    key = ec.generate_private_key(ec.SECP256R1())
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    script = "return [...twin.pointOf(Uint8Array.from(given[0]))]"
+    assert bytes(run(page, script, list(spki))) == point
+    script = "return twin.didOf(Uint8Array.from(given[0]), [0x80, 0x24])"
+    assert run(page, script, list(point)) == did_of_point(point)
+    for turn in range(64):  # long and short numbers, both halves of s
+        ders = key.sign(bytes([turn]), ec.ECDSA(SHA256()))
+        parts = [bytes(range(37)), b'{"type":"webauthn.get"}', ders]
+        script = "return [...twin.packed(...given[0].map((part) => Uint8Array.from(part)))]"
+        assert bytes(run(page, script, [list(part) for part in parts])) == packed(*parts)
 
 
 def test_a_mistyped_code_is_refused_before_anything_is_made(page):

@@ -70,10 +70,11 @@ def show(home: House, module: str, page: str, name: str | None = None) -> AppTes
         ("decide", wording.DECIDE),
         ("uses", wording.WHO_USED),
         ("credits_page", wording.MY_CREDITS),
+        ("my_keys", wording.MY_KEYS),
     ],
 )
 def test_a_patient_without_a_record_is_told_what_comes_next(home: House, page: str, title: str):
-    app = show(home, "patient", page, "ada")
+    app = show(home, "keys" if page == "my_keys" else "patient", page, "ada")
     assert app.title[0].value == title
     if page != "join":
         assert app.info
@@ -105,6 +106,24 @@ def test_no_choice_is_made_for_her_and_the_wording_shown_is_named_in_what_she_si
     drafted = app.session_state["draft"]["document"]["credentialSubject"]
     assert drafted["notice"] == NOTICE
     assert drafted["policy"]["provision"]["type"] == "deny"
+
+
+def test_a_patient_reads_which_key_decides_and_closes_it_only_when_sure(home: House):
+    pid, did = home.patient("dan", 11)
+    app = show(home, "keys", "my_keys", "dan")
+    assert app.title[0].value == wording.MY_KEYS
+    assert wording.KEY_KINDS["self"] in app.markdown[1].value
+    assert app.code[0].value == did
+    close = app.button(key=f"close-{pid}")
+    assert close.disabled
+    app.checkbox(key=f"sure-{pid}").check().run()
+    app.button(key=f"close-{pid}").click().run()
+    assert not app.exception
+    assert "In force everywhere by" in app.success[0].value
+    assert app.warning[0].value == wording.KEY_CLOSED
+    with home.client("dan") as dan:
+        records = dan.get("/v1/me/keys")["records"]
+    assert next(record for record in records if record["pid"] == pid)["closed"]
 
 
 def test_her_list_of_uses_is_asked_for_under_her_own_signature(home: House):

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from ui import session, wording
-from ui.app_pages import patient, public, researcher
+from ui.app_pages import keys, patient, public, researcher
 
 st.set_page_config(page_title=wording.COOPERATIVE, page_icon="🤝", layout="centered")
 
@@ -28,6 +28,7 @@ def _pages() -> list[st.Page]:
             join,
             decide,
             st.Page(patient.uses, title=wording.WHO_USED, url_path="uses"),
+            st.Page(keys.my_keys, title=wording.MY_KEYS_TAB, url_path="my-keys"),
             st.Page(patient.credits_page, title=wording.MY_CREDITS, url_path="credits"),
         ]
     if who.may("researcher"):

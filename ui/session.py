@@ -67,6 +67,18 @@ def hub() -> Client:
     return client
 
 
+def passkeys() -> dict[str, Any] | None:
+    """The portal whose passkeys sign at this hub; None where none does, or it does not say."""
+    if "passkeys" not in st.session_state:
+        try:
+            said: dict[str, Any] = hub().get("/v1/members/passkeys")
+        except CoopError:
+            return None
+        st.session_state["passkeys"] = said if said.get("rp_id") else None
+    found: dict[str, Any] | None = st.session_state["passkeys"]
+    return found
+
+
 def node() -> Client:
     """A client for the hospital's own node on the loopback interface."""
     if "node_client" not in st.session_state:

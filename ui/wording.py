@@ -207,5 +207,62 @@ SIGNER_TEXT: Final = {
     "signed": "Signed on this device.",
     "failed": "That did not work. Nothing was sent.",
     "no_key": "The key for this record is not here. Bring it back with your recovery file.",
+    "passkey_name": "My health record",
+    "again": "Your passkey is made. Please confirm once more, to join with it.",
+    "created_passkey": "Your passkey has signed. The device keeps it; nothing else is needed.",
+    "no_passkey": "The device made no passkey, or it was not confirmed. Nothing was sent.",
     "no_storage": "This browser does not let the page keep a key. Try another, or the desk.",
 }
+
+# --- keys and people ------------------------------------------------------------------------------
+MY_KEYS: Final = "My keys, and who can decide for me"
+MY_KEYS_TAB: Final = "My keys"
+KEYS_TEXT: Final = (
+    "Your key is what makes a decision yours. Here you see which key that is, and everybody else "
+    "who may say something about your record. Whatever takes away is one click and needs no key."
+)
+KEY_KINDS: Final = {
+    "self": "Your own key, on your device",
+    "passkey": "A passkey that your device keeps",
+    "custodial": "Your hospital holds the key and signs what you tell it",
+    "demo": "Made up for this demonstration",
+}
+KEY_CLOSED: Final = (
+    "Closed: nobody can allow anything more with this record until your hospital gives a new code."
+)
+KEY_WAITS: Final = "This key is new. It can stop everything now, and allow something from {day} on."
+KEY_NEXT: Final = "The key that may follow is named: coop patient rotate replaces yours at once."
+KEY_NO_NEXT: Final = (
+    "No key that may follow is named: for a new one, ask for a new code at your hospital's desk."
+)
+KEY_GUARDIANS: Final = "{threshold} of {count} people you named can give your record a new key."
+KEY_VOTES: Final = (
+    "{count} of them have asked for a new key. If you did not want that, close the key."
+)
+KEY_NO_GUARDIANS: Final = "Nobody is named who could give your record a new key, if yours is lost."
+PEOPLE_TITLE: Final = "Who can decide for you"
+PEOPLE_NONE: Final = "Nobody but you."
+ROLES: Final = {
+    "parent": "Parent",
+    "guardian": "Legal guardian",
+    "proxy": "Proxy",
+    "executor": "Executor of the estate",
+}
+NAMED_BY: Final = {"patient": "named by you", "hospital": "recorded by your hospital"}
+PERSON_END: Final = "End this, at once"
+PERSON_ENDED: Final = (
+    "Ended. In force everywhere by {time}. What was allowed before stays as it is."
+)
+CLOSE_TITLE: Final = "I lost my key, or somebody else may have it"
+CLOSE_TEXT: Final = (
+    "Closing ends what this key can allow: until your hospital has enrolled a new one, nothing can "
+    "be allowed with your record by anybody. What you allowed already stays allowed: to end that, "
+    "stop it under “My consents”. Closing cannot be undone here."
+)
+CLOSE_SURE: Final = "I understand, and want to close this key"
+CLOSE: Final = "Close this key"
+CLOSED: Final = "Closed. In force everywhere by {time}. Ask your hospital's desk for a new code."
+REPLACED_TITLE: Final = "Your earlier key was replaced"
+REPLACED_TEXT: Final = (
+    "Your record at {site} has another key since {day}. If that was not you, close it now."
+)

@@ -190,7 +190,7 @@ def _writing(router: APIRouter, doors: Doors, registry: Registry, journal: Journ
         """A consent whose sourceAttachment holds the grant or amendment the patient signed."""
         sent = parse_object(raw)
         envelope = envelope_in(sent, version)
-        event = open_document(Consent, envelope, issuers=None).subject
+        event = open_document(Consent, envelope, issuers=None, passkeys=registry.passkeys).subject
         may_act(doors, registry, caller, event.pid)
         _check_same(sent, event, version)
         registry.accept(envelope)

@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         passkeys=folder.passkeys,
     )
     counting = Counting(database=database, journal=journal, hub_key=hub_key, now=_now)
-    gateway = Gateway(database, journal, hub_key, now=_now)
+    gateway = Gateway(database, journal, hub_key, now=_now, passkeys=folder.passkeys)
     rounds = Rounds(database, journal, hub_key, now=_now)
     releases = Releases(database, journal, rounds, models, economy, _now)
     link = SuperLink(settings.state / "superlink")

@@ -1,8 +1,9 @@
 """The signing component: keys are made and used in the patient's browser, never here.
 
 Only these things leave the browser: for joining {code_id, did, mac, proof}, for signing
-{did, signature}. The private key is a non-extractable CryptoKey in IndexedDB; the code's secret and
-the passphrase are read and dropped inside the component (`signer.js`, twin of `coop.canonical`).
+{did, signature}. The private key is a non-extractable CryptoKey in IndexedDB, or a passkey that the
+device keeps; the code's secret and the passphrase are read and dropped inside the component
+(`signer.js`, twin of `coop.canonical`).
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Final, Literal
 
 import streamlit as st
 
+from ui.session import passkeys
 from ui.wording import SIGNER_TEXT
 
 _HERE: Final = Path(__file__).parent
@@ -55,6 +57,7 @@ def signer(
             "statement": statement,
             "summary": summary,
             "text": SIGNER_TEXT,
+            "passkeys": passkeys(),
         },
         on_enrolled_change=_nothing,
         on_signed_change=_nothing,

@@ -1,11 +1,16 @@
 // Runs in the patient's browser only. Twin of coop.canonical, coop.keys and coop.enrolment: a test
 // proves the bytes equal. The private key is a non-extractable CryptoKey in IndexedDB, filed under
-// its did; nothing secret is ever handed to Streamlit.
+// its did, or a passkey of the device, of which only the name lies there; nothing secret is ever
+// handed to Streamlit.
 
 const utf8 = new TextEncoder();
 const subtle = crypto.subtle;
 const ROUNDS = 600000; // PBKDF2-SHA256: WebCrypto has no Argon2
 const PASSPHRASE_MIN = 12;
+const ED25519 = [0xed, 0x01]; // multicodec names of public keys
+const P256 = [0x80, 0x24];
+const P256_ORDER = 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551n;
+const PASSKEY_WAIT_MS = 120000;
 const LETTERS58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
 const LETTERS32 = "abcdefghijklmnopqrstuvwxyz234567";
 
@@ -46,9 +51,9 @@ export async function toSign({ proof, ...document }) {
   return new Uint8Array(parts);
 }
 
-/** did:key of a raw Ed25519 public key. */
-export function didOf(publicKey) {
-  let number = [0xed, 0x01, ...publicKey].reduce((sum, byte) => sum * 256n + BigInt(byte), 0n);
+/** did:key of a raw public key: Ed25519, or a compressed point of P-256. */
+export function didOf(publicKey, kind = ED25519) {
+  let number = [...kind, ...publicKey].reduce((sum, byte) => sum * 256n + BigInt(byte), 0n);
   let text = "";
   for (; number > 0n; number /= 58n) text = LETTERS58[Number(number % 58n)] + text;
   return `did:key:z${text}`;
@@ -68,12 +73,62 @@ export function parseCode(typed) {
 }
 
 /** What goes to the hub so that this key is enrolled; the code's secret stays here. */
-export async function redemption({ codeId, secret }, did, privateKey) {
+export async function redemption({ codeId, secret }, did, sign) {
   const macKey = await subtle.importKey("raw", secret, { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);
   const mac = base64url(await subtle.sign("HMAC", macKey, encode("coop/enrol/mac/v1", { code_id: codeId, did })));
-  const proof = await subtle.sign("Ed25519", privateKey, encode("coop/enrol/v1", { code_id: codeId, did, mac }));
+  const proof = await sign(encode("coop/enrol/v1", { code_id: codeId, did, mac }));
   return { code_id: codeId, did, mac, proof: base64url(proof) };
 }
+
+const ed25519 = (privateKey) => (message) => subtle.sign("Ed25519", privateKey, message);
+
+/** The compressed point of a P-256 key as browsers export it: SPKI, whose end is 4 ‖ x ‖ y. */
+export function pointOf(spki) {
+  const [x, y] = [spki.slice(-64, -32), spki.slice(-32)];
+  if (spki.length !== 91 || spki[26] !== 4) throw Error("no_passkey");
+  return Uint8Array.from([2 + (y[31] & 1), ...x]);
+}
+
+/** coop.passkeys.packed: authenticatorData ‖ r ‖ s ‖ clientDataJSON, s the smaller of the two. */
+export function packed(authenticatorData, clientData, der) {
+  const scalars = [];
+  for (let at = 2; at < der.length; at += 2 + der[at + 1]) {
+    const digits = Array.from(der.slice(at + 2, at + 2 + der[at + 1]));
+    scalars.push(digits.reduce((sum, byte) => sum * 256n + BigInt(byte), 0n));
+  }
+  const [r, s] = scalars;
+  const fixed = [r, s < P256_ORDER - s ? s : P256_ORDER - s].flatMap((number) =>
+    number.toString(16).padStart(64, "0").match(/../g).map((pair) => parseInt(pair, 16)));
+  return Uint8Array.from([...authenticatorData, ...fixed, ...clientData]);
+}
+
+/** A new passkey of this device; what it may sign is only ever this portal's. */
+async function createPasskey(party) {
+  const made = await navigator.credentials.create({ publicKey: {
+    rp: { id: party.rp_id, name: party.rp_id },
+    // One name for all: what a device lists must not tell at which hospital somebody is known.
+    user: { id: random(32), name: party.user, displayName: party.user },
+    challenge: random(32), // nothing is attested, so nobody would check it
+    pubKeyCredParams: [{ type: "public-key", alg: -7 }],
+    authenticatorSelection: { residentKey: "preferred", userVerification: "required" },
+    attestation: "none", timeout: PASSKEY_WAIT_MS,
+  } }).catch(() => { throw Error("no_passkey"); });
+  const did = didOf(pointOf(new Uint8Array(made.response.getPublicKey() ?? [])), P256);
+  await keys("readwrite", (store) => store.put({ passkey: new Uint8Array(made.rawId) }, did));
+  return did;
+}
+
+/** Signs with a passkey: this device's by its name, or one the person picks. */
+const passkey = (party, kept) => async (message) => {
+  const { response } = await navigator.credentials.get({ publicKey: {
+    rpId: party.rp_id,
+    challenge: new Uint8Array(await subtle.digest("SHA-256", message)),
+    allowCredentials: kept ? [{ type: "public-key", id: kept.passkey }] : [],
+    userVerification: "required", timeout: PASSKEY_WAIT_MS,
+  } }).catch(() => { throw Error("no_passkey"); });
+  const parts = [response.authenticatorData, response.clientDataJSON, response.signature];
+  return packed(...parts.map((part) => new Uint8Array(part)));
+};
 
 /** One operation on the store of keys; resolves when its transaction is durable. */
 async function keys(mode, act) {
@@ -151,6 +206,10 @@ export default function ({ parentElement: root, data, setTriggerValue: fire }) {
     part(id).onclick = () => act().catch((error) => say(data.text[error.message] ?? data.text.failed));
   };
   part("join").hidden = data.mode !== "join";
+  const party = data.passkeys?.origins?.includes(location.origin) && window.PublicKeyCredential
+    ? { ...data.passkeys, user: data.text.passkey_name } : null;
+  part("passkey").hidden = data.mode !== "join" || !party;
+  part("restore").hidden = (data.did ?? "").startsWith("did:key:zDn");
   part("sign").hidden = data.mode !== "sign" || !data.statement;
   describe(part("what"), data.summary ?? []);
   part("raw").textContent = data.statement ? JSON.stringify(data.statement, null, 1) : "";
@@ -160,17 +219,29 @@ export default function ({ parentElement: root, data, setTriggerValue: fire }) {
     if (passphrase.length < PASSPHRASE_MIN) throw Error("short_pass");
     const code = parseCode(part("code").value);
     const made = await create(passphrase);
-    const sent = await redemption(code, made.did, made.privateKey);
+    const sent = await redemption(code, made.did, ed25519(made.privateKey));
     part("pass").value = "";
     part("code").value = "";
     download("coop-recovery.json", made.file);
     say(data.text.created);
     fire("enrolled", sent);
   });
+  on("dopasskey", async () => {
+    const code = parseCode(part("code").value);
+    const did = await createPasskey(party);
+    say(data.text.again);
+    const kept = await keys("readonly", (store) => store.get(did));
+    const sent = await redemption(code, did, passkey(party, kept));
+    part("code").value = "";
+    say(data.text.created_passkey);
+    fire("enrolled", sent);
+  });
   on("dosign", async () => {
-    const privateKey = await keys("readonly", (store) => store.get(data.did));
-    if (!privateKey) throw Error("no_key");
-    const signature = await subtle.sign("Ed25519", privateKey, await toSign(data.statement));
+    const kept = await keys("readonly", (store) => store.get(data.did));
+    const byPasskey = data.did.startsWith("did:key:zDn"); // P-256 as a did:key
+    if (byPasskey ? !party : !kept) throw Error("no_key");
+    const sign = byPasskey ? passkey(party, kept) : ed25519(kept);
+    const signature = await sign(await toSign(data.statement));
     say(data.text.signed);
     fire("signed", { did: data.did, signature: base64url(signature) });
   });

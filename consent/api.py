@@ -107,6 +107,11 @@ class QuestionBody(_Body):
     study_id: str = Field(max_length=64)
     organisation: str = Field(max_length=200)
     commercial: bool
+    epsilon_micro: int | None = Field(default=None, ge=0, lt=2**53)
+    """What the use costs a person; without it, whoever has a cap of her own does not permit."""
+    population: int | None = Field(default=None, ge=1, lt=2**53)
+    """How many people the use declares to be about: its public plan, never a count of today.
+    Without it, whoever wants to be among a least number does not permit."""
 
 
 class DecisionBody(QuestionBody):
@@ -342,6 +347,8 @@ def _request(body: QuestionBody, at: int) -> gate.Request:
         study_id=body.study_id,
         organisation=body.organisation,
         commercial=body.commercial,
+        epsilon_micro=body.epsilon_micro,
+        population=body.population,
         at=at,
     )
 

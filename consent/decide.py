@@ -77,7 +77,7 @@ class Request:
     further: tuple[str, ...] = ()
     """Every other purpose, as DUO or MONDO codes: each must be permitted."""
     epsilon_micro: int | None = None
-    """What the use costs her, if it is to be held against her own cap."""
+    """What the use costs her; None: unknown, which is above any cap of hers."""
     population: int | None = None
     """How many people the use declares to be about: a public number, never a count of today."""
     data_start: int = 0
@@ -216,7 +216,8 @@ def limits_of(policy: Policy) -> Limits:
 def beyond(limits: Limits, request: Request) -> str | None:
     """Which of her own limits a request exceeds; None if it keeps them."""
     cap, least = limits
-    if cap is not None and request.epsilon_micro is not None and request.epsilon_micro > cap:
+    # What a request does not say, it may be: an unknown cost is above every cap.
+    if cap is not None and (request.epsilon_micro is None or request.epsilon_micro > cap):
         return "policy.epsilon-cap"
     if least is not None and (request.population is None or request.population < least):
         return "policy.min-cohort"

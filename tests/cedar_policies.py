@@ -49,7 +49,7 @@ def cedar_of(standing: Standing) -> str | None:
         return None
     least, cap = policy.min_cohort, policy.epsilon_cap_micro
     limits = [] if least is None else [f"!(context has people) || context.people < {least}"]
-    limits += [] if cap is None else [f"context has epsilon && context.epsilon > {cap}"]
+    limits += [] if cap is None else [f"!(context has epsilon) || context.epsilon > {cap}"]
     root = policy.provision
     lines = [
         f"permit(principal, action, resource) when {{ {speaks_of(root)} }};",

@@ -207,7 +207,8 @@ def test_obligations_and_her_own_ceiling_travel_with_the_permit():
         provision=Provision(type="permit", purposes=[GRU, "DUO:0000019", "DUO:0000029"]),
         epsilon_cap_micro=500_000,
     )
-    answer = decide(standing(policy), REQUEST)
+    assert effect(policy, epsilon_micro=None) is Effect.DENY, "an unknown cost is above her ceiling"
+    answer = decide(standing(policy), replace(REQUEST, epsilon_micro=1))
     assert answer.obligations == ("publish", "return-results")
     assert answer.epsilon_cap_micro == 500_000
     assert effect(policy, epsilon_micro=500_000) is Effect.PERMIT

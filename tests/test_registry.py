@@ -720,6 +720,37 @@ def test_a_researcher_learns_a_band_and_never_a_small_number(web):
     assert client.post(path, json=body, headers=staff).json()["effect"] == "permit"
 
 
+def test_what_a_question_leaves_out_is_above_her_cap_and_below_her_least_number(web):
+    hub, client = web
+    (person,) = enrol(hub, "zurich", PIDS[0])
+    careful = preset("all-research", epsilon_cap_micro=500_000).model_copy(
+        update={"min_cohort": 100}
+    )
+    (result,) = hub.registry.submit([person.event("grant", policy=careful)])
+    assert result["problem"] is None
+    staff, _ = session_of(hub, "dora", "staff:zurich")
+    asked = {
+        "pid": person.pid,
+        "action": "train-federated",
+        "purpose": "DUO:0000006",
+        "data_class": "cardiology",
+        "study_id": "heart",
+        "organisation": "University",
+        "commercial": False,
+    }
+
+    def said(**more: int) -> tuple[str, list[str]]:
+        answer = client.post("/v1/decisions", json={**asked, **more}, headers=staff).json()
+        return answer["effect"], answer["reasons"]
+
+    assert said()[0] == "deny"
+    assert said(epsilon_micro=500_000) == ("deny", ["policy.min-cohort"])
+    assert said(population=100) == ("deny", ["policy.epsilon-cap"])
+    assert said(population=99, epsilon_micro=500_000) == ("deny", ["policy.min-cohort"])
+    assert said(population=100, epsilon_micro=500_001) == ("deny", ["policy.epsilon-cap"])
+    assert said(population=100, epsilon_micro=500_000)[0] == "permit"
+
+
 GARBAGE = [None, 0, -1, 2**63, 1.5, "", "\x00", "\ud800", "é" * 300, [], {}, [[]], {"a": {"b": []}}]
 
 

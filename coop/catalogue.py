@@ -32,6 +32,7 @@ from coop.documents.training import (
     ModelState,
     Order,
     Passport,
+    accountant,
     adversary_b,
 )
 from coop.errors import ConflictError, InvalidInputError, NotFoundError
@@ -165,7 +166,7 @@ class Catalogue:
             together_epsilon_micro=cost.together_epsilon_micro,
             delta_pico=order.subject.delta_pico,
             relation="add/remove one patient",
-            accountant="exact Gaussian",
+            accountant=accountant(order.subject.sampling_micro),
             adversary=_adversary(order.subject),
             mechanism=_mechanism(order.subject, evaluated=bool(metrics)),
             metrics=list(metrics),
@@ -280,10 +281,11 @@ def _adversary(order: Order) -> str:
 
 
 def _mechanism(order: Order, *, evaluated: bool) -> list[str]:
-    def line(what: str, sigma_micro: int, rounds: int) -> str:
-        return f"{what} q=1 sigma={_decimal(sigma_micro)} rounds={rounds}"
+    def line(what: str, sigma_micro: int, rounds: int, sampling_micro: int = MICRO) -> str:
+        q = "1" if sampling_micro == MICRO else _decimal(sampling_micro)
+        return f"{what} q={q} sigma={_decimal(sigma_micro)} rounds={rounds}"
 
-    train = line("train", order.training_sigma_micro, order.rounds)
+    train = line("train", order.training_sigma_micro, order.rounds, order.sampling_micro)
     shares = f" shares of 1/{order.honest} under a masked sum" if order.mode == "B" else ""
     lines = [f"{train} clip={_decimal(order.clip_micro)}{shares}"]
     return [*lines, line("evaluate", order.evaluation_sigma_micro, 1)] if evaluated else lines

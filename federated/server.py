@@ -25,6 +25,7 @@ from federated.collect import NO_ANSWER, OFFLINE, ROUND_S, Asking, Collector, re
 from federated.flower_run import FlowerRun, open_run
 from federated.gate import Admitted
 from federated.masked_training import MaskedRound
+from federated.registered import permitted_at_start
 from federated.rounds import Rounds
 from federated.run_tables import (
     HISTOGRAM,
@@ -293,7 +294,7 @@ class Trainer:
         admitted = collector.collect()
         if len(admitted) < quorum:
             return None, collector.refused
-        state, digest = aggregate(asked, admitted)
+        state, digest = aggregate(asked, admitted, self._registered_for(asked))
         receipts = [admitted[site].receipt for site in sorted(admitted)]
         return (state, digest, receipts), collector.refused
 
@@ -322,6 +323,16 @@ class Trainer:
         made = state, models.weights_digest(summed.weights), summed.receipts
         return made, attempt.refused
 
+    def _registered_for(self, asked: NextRound) -> dict[str, int]:
+        """Registered consents by site at the run's start, where the study's rule needs them."""
+        if asked.study.recipe.aggregation == "sum":
+            return {}
+        with self.rounds.database.reading() as connection:
+            found = permitted_at_start(
+                connection, self.rounds.journal, asked.study, asked.order.digest
+            )
+        return {site: len(pids) for site, pids in found.items()}
+
     def _check_time(self, asked: NextRound) -> None:
         if self.rounds.now() >= asked.order.subject.not_after:
             raise OrderExpiredError("order: its time is over; order the study anew")
@@ -331,11 +342,13 @@ class Trainer:
             raise SuperLinkDownError("the hub is stopping")
 
 
-def aggregate(asked: NextRound, admitted: Mapping[str, Admitted]) -> tuple[bytes, str]:
+def aggregate(
+    asked: NextRound, admitted: Mapping[str, Admitted], registered: Mapping[str, int] | None = None
+) -> tuple[bytes, str]:
     """The state after the round and the digest its record names; arrival order changes nothing."""
     if asked.phase == TRAIN:
         updates = {site: _weights(answer) for site, answer in admitted.items()}
-        weights = apply_round(asked.weights, updates, asked.study.recipe)
+        weights = apply_round(asked.weights, updates, asked.study.recipe, registered)
         return models.to_safetensors(weights), models.weights_digest(weights)
     state = histograms_bytes(
         {site: answer.update[HISTOGRAM].astype(np.int64) for site, answer in admitted.items()}

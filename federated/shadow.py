@@ -215,6 +215,7 @@ def observed(
     real = {site: _widened(matrix, columns) for site, matrix in matrices.items()}
     made = {site: _canaries(real[site], placed[site], study, first) for site in matrices}
     inside = {site: _joined(real[site], made[site], members[placed[site]]) for site in matrices}
+    registered = {site: len(matrix[1]) for site, matrix in inside.items()}
     scores = np.zeros(canaries)
     weights = family_of(study).initial(columns, public_seed(study))
     for _ in range(study.recipe.rounds):
@@ -222,7 +223,7 @@ def observed(
         for site, indices in placed.items():
             seen = left[site] if site in left else left[SUM]
             scores[indices] += _evidence(study, weights, real[site], made[site], seen)
-        weights = apply_round(weights, left, study.recipe)
+        weights = apply_round(weights, left, study.recipe, registered)
     return Trial(members=members, scores=scores)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coop.documents.study import MICRO, Recipe, Study
-from coop.documents.training import ADVERSARY_A, adversary_b
+from coop.documents.training import ADVERSARY_A, accountant, adversary_b
 from coop.errors import InvalidInputError, Kind
 from coop.families import LOGISTIC_REGRESSION, Family, family_of, public_seed
 from coop.features import Row, columns, training_matrix
@@ -166,6 +166,7 @@ def train(
         seed: Where its weights start from (`coop.families.public_seed`).
     """
     iterates: list[Weights] = []
+    registered = {site: len(matrix[1]) for site, matrix in matrices.items()}
     weights = family.initial(next(iter(matrices.values()))[0].shape[1], seed)
     for _ in range(recipe.rounds):
         if split is not None and honest > 1:
@@ -175,7 +176,7 @@ def train(
                 site: _update(weights, matrix, recipe, split, family)
                 for site, matrix in matrices.items()
             }
-        weights = apply_round(weights, updates, recipe)
+        weights = apply_round(weights, updates, recipe, registered)
         iterates.append(weights)
     return average(iterates, recipe.average_last)
 
@@ -246,6 +247,8 @@ def simulate(
         case Mode.NONE:
             recipe = _reference_recipe(recipe, sum(len(part.train[1]) for part in data.values()))
         case Mode.B:
+            if recipe.aggregation != "sum" or recipe.sampling_micro < MICRO:
+                raise InvalidInputError("recipe: in mode B a sum over every patient, no sample")
             shares = honest_of(study, len(data), honest)
     matrices = {site: part.train for site, part in data.items()}
     family, seed = family_of(study), public_seed(study)
@@ -335,7 +338,7 @@ def _privacy(budget: Plan, honest: int) -> dict[str, object]:
     return {
         "unit": "patient",
         "relation": "add or remove one patient",
-        "accountant": "exact Gaussian, full batch",
+        "accountant": accountant(budget.sampling_micro),
         "adversary": adversary,
         "honest": honest,
         "training_epsilon": budget.training_epsilon,
@@ -349,6 +352,7 @@ def _reference_recipe(recipe: Recipe, patients: int) -> Recipe:
     return recipe.model_copy(
         update={
             "sampling_micro": MICRO,
+            "aggregation": "sum",
             "rounds": REFERENCE_ROUNDS,
             "average_last": REFERENCE_ROUNDS // 2,
             "population": max(1, patients),

@@ -6,6 +6,7 @@ from chromium import browser
 from portal_world import House, house
 from test_portal_browser import Visitor
 
+from consent.decide import State
 from coop.passkeys import point_of
 from coop.verify import verify_consent
 from federated.superlink import free_port
@@ -90,6 +91,9 @@ def _the_hub_holds_her_passkeys_signature(home: House) -> None:
         with home.hub_database() as connection:
             trust = home.hub.trust(connection)
     assert entry["state"] == "active"
+    # The hospital verified enrolment and decision itself, by the portal it pinned.
+    home.node.mirror.sync()
+    assert home.node.mirror.standings()[entry["pid"]].state is State.ACTIVE
     assert point_of(entry["did"])
     proof = event["proof"]["document"]["proof"]
     assert proof["cryptosuite"] == "ES256-webauthn"

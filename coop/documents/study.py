@@ -26,6 +26,8 @@ NANO = 1_000_000_000
 PICO = 1_000_000_000_000
 HONEST_MIN = 3
 """Of a masked sum: with two, each would know the other's numbers."""
+ROBUST_MIN = 4
+"""Of a rule that cuts off one hospital at either end: with fewer, one hospital decides."""
 
 Name = Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
@@ -160,7 +162,8 @@ class Recipe(Part):
     """The released weights are the mean of the last so many iterates."""
     population: int = Field(ge=1)
     """Public N the gradient sum is divided by; never a count of today's cohort."""
-    aggregation: Literal["sum"] = "sum"
+    aggregation: Literal["sum", "trimmed-mean", "median"] = "sum"
+    """How updates become one; the others hold against a few bad hospitals (`federated.robust`)."""
     mode: Literal["A", "B"] = "A"
     """A: every hospital adds the whole noise. B: a share of it, under a masked sum."""
     honest: int = Field(default=1, ge=1, le=50)
@@ -177,6 +180,8 @@ class Recipe(Part):
             raise ValueError("honest: 1 in mode A, and 3 or more in mode B")
         if self.mode == "B" and self.honest < HONEST_MIN:
             raise ValueError("honest: 3 or more in mode B")
+        if self.mode == "B" and self.aggregation != "sum":
+            raise ValueError("aggregation: sum in mode B, where nobody sees a single update")
         return self
 
     @model_validator(mode="after")
@@ -311,6 +316,15 @@ class Study(Subject):
         return sha256(
             jcs({"index": index, "fields": asked, "label": {self.label.fields[0]: outcome}})
         ).hex()
+
+    @model_validator(mode="after")
+    def _asks_for_enough_hospitals(self) -> Self:
+        if self.recipe.aggregation != "sum" and self.hospitals_quorum < ROBUST_MIN:
+            raise ValueError(
+                f"hospitals_quorum: {ROBUST_MIN} or more for {self.recipe.aggregation}; with fewer "
+                "hospitals one of them decides"
+            )
+        return self
 
     @model_validator(mode="after")
     def _predicts_what_its_family_can(self) -> Self:

@@ -16,6 +16,11 @@ def adversary_b(honest: int) -> str:
     return f"mode B: holds if {honest} hospitals of every sum are honest"
 
 
+def accountant(sampling_micro: int) -> Literal["exact Gaussian", "privacy loss distribution"]:
+    """How the epsilon of a training at this sampling rate is computed, in a passport's words."""
+    return "exact Gaussian" if sampling_micro == MICRO else "privacy loss distribution"
+
+
 class ApprovalRef(Part):
     """One hospital's approval and the keys it trains with."""
 
@@ -190,10 +195,11 @@ class Passport(Subject):
     """Plan and cohort questions composed: what a patient loses at most who takes part in all."""
     delta_pico: int
     relation: Literal["add/remove one patient"]
-    accountant: Literal["exact Gaussian"]
+    accountant: Literal["exact Gaussian", "privacy loss distribution"]
+    """The second where rounds were trained on samples."""
     adversary: str = Field(pattern=ADVERSARY)
     mechanism: list[str]
-    """One line per release: `train q=1 sigma=… rounds=…`."""
+    """One line per release: `train q=1 sigma=… rounds=…`, q the sampling rate."""
     metrics: list[GroupMetric]
     artefacts: list[Artefact]
     hospital_weights: dict[str, int]

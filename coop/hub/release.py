@@ -20,15 +20,15 @@ from coop.db import Database
 from coop.documents.study import MICRO
 from coop.documents.training import GroupMetric
 from coop.economy import Economy
-from coop.journal.store import Journal, signed_document
+from coop.journal.store import Journal
 from coop.pools import fees_of, lock_pools_of, models_with_pools
 from federated import metrics
 from federated.accounting import plan, price_of
 from federated.permits import consent_request
+from federated.registered import permitted_at_start
 from federated.rounds import Rounds
-from federated.run_tables import RunResult, round_request
+from federated.run_tables import RunResult
 
-_ACTION: Final = "train-federated"
 _COUNTING: Final = "infer-aggregate"
 
 
@@ -67,7 +67,7 @@ class Releases:
             model_id = catalogue.model_id_of(result.order)
             if catalogue.exists(connection, model_id):
                 return
-            permitted = self._permitted(connection, result)
+            permitted = permitted_at_start(connection, self._journal, result.study, order_sha256)
             weights = {entry.site: 0 for entry in result.order.subject.roster}
             weights |= {site: len(pids) for site, pids in permitted.items() if site in weights}
             rosters = {site: permitted.get(site, []) for site in weights}
@@ -114,18 +114,6 @@ class Releases:
                 stop_earning(self._economy, connection, _withdrawn(connection, everybody))
                 opened.append(study_id)
         return opened
-
-    def _permitted(self, connection: sa.Connection, result: RunResult) -> dict[str, list[str]]:
-        """Registry knowledge at the first round's place in the log: membership does not leak."""
-        first = connection.execute(
-            sa.select(signed_document.c.log_index, signed_document.c.at)
-            .join(round_request, round_request.c.digest == signed_document.c.digest)
-            .where(round_request.c.order_sha256 == result.order.digest)
-            .order_by(round_request.c.round)
-            .limit(1)
-        ).one()
-        request = consent_request(result.study, _ACTION, first.at)
-        return permitted_at(connection, self._journal, request, first.log_index)
 
 
 def _withdrawn(connection: sa.Connection, pids: list[str]) -> list[str]:

@@ -4,7 +4,7 @@
     none, proposed, revoked, rejected, in error ──grant──▶ active ──amend──▶ active
     active ──suspend──▶ suspended ──resume──▶ active
     active, suspended ──revoke──▶ revoked
-    active, suspended ──deceased──▶ revoked, or as it was if she chose so
+    active, suspended ──deceased──▶ revoked, or as it was if she chose so; nothing is given after it
     any but none ──void──▶ entered in error
 
 Beside the state stands her objection to all research: `object` sets it in any state, `lift` ends
@@ -34,6 +34,8 @@ from coop.errors import CoopError, Kind
 WIDENING: Final = frozenset({"grant", "amend", "resume", "lift"})
 RESTRICTING: Final = frozenset({"suspend", "revoke", "reject", "object"})
 OF_THE_HOSPITAL: Final = frozenset({"propose", "deceased", "void"})
+DEAD: Final = "dead"
+"""`Standing.on_death` once a death was reported; only `void`, the correction, ends it."""
 _WITH_POLICY: Final = frozenset({"grant", "amend", "propose"})
 _FRESH: Final = (State.NONE, State.REVOKED, State.REJECTED, State.VOID)
 """Where nothing is allowed and nothing waits for an answer."""
@@ -141,7 +143,7 @@ def apply(
             made,
             starts_at=max(made.starts_at, standing.starts_at),
             ends_at=min(made.ends_at, standing.ends_at),
-            under=made.under or standing.under,
+            under=standing.under or made.under,
         )
     return replace(
         made,
@@ -160,11 +162,16 @@ def after_event(standing: Standing | None, event: str) -> tuple[State, bool]:
     """
     state = standing.state if standing else State.NONE
     objected = standing.objected if standing else False
+    dead = standing is not None and standing.on_death == DEAD
+    if dead and (event in WIDENING or event in {"deceased", "propose"}):
+        raise ConsentChainError(f"event: {event} is not possible: her death was reported")
     if event in {"object", "lift"} and objected == (event == "lift"):
         return state, event == "object"
     if event == "deceased" and state in {State.ACTIVE, State.SUSPENDED}:
         goes_on = standing is not None and standing.on_death == "continue"
         return state if goes_on else State.REVOKED, objected
+    if event == "deceased" and state in {State.PROPOSED, State.REVOKED, State.REJECTED}:
+        return State.REJECTED if state is State.PROPOSED else state, objected
     after = _NEXT.get((state, event))
     if after is None:
         raise ConsentChainError(f"event: {event} is not possible while {state}")
@@ -269,4 +276,6 @@ def _policy_after(standing: Standing | None, event: Consent) -> Policy | None:
 def _on_death_after(standing: Standing | None, event: Consent) -> str:
     if event.event in {"grant", "amend"}:
         return event.on_death or "stop"
+    if event.event in {"deceased", "void"}:
+        return DEAD if event.event == "deceased" else "stop"
     return standing.on_death if standing else "stop"

@@ -85,7 +85,8 @@ def erase(
     # (2)
     key = enrolled(connection, [pid], lock=True).get(pid)
     held = connection.execute(sa.select(site_document).where(site_document.c.pid == pid)).all()
-    if {row.site for row in held} - {site} or (key is not None and key.site != site):
+    # Nothing held and nobody enrolled: whose it would be is unknown, so it is not this hospital's.
+    if {row.site for row in held} - {site} or (key.site != site if key else not held):
         raise NotFoundError("pid: not found")
     # (3)
     if sorted(row.log_index for row in held) != opened.subject.entries:
@@ -96,7 +97,7 @@ def erase(
     digests = {row.digest for row in held} | {row.receipt_digest for row in held}
     for row in connection.execute(events.where(consent_event.c.pid == pid)):
         digests |= {row.digest, row.receipt_digest}
-    digests |= _emergencies(connection, pid)
+    digests |= _emergencies(connection, pid, site)
     members.forget_pid(connection, pid)
     for table in _OF_THE_RECORD:
         connection.execute(table.delete().where(table.c.pid == pid))
@@ -108,10 +109,11 @@ def erase(
     return place
 
 
-def _emergencies(connection: sa.Connection, pid: str) -> set[str]:
-    """Acts of break-glass that name the record; the hospital keeps its own documentation."""
+def _emergencies(connection: sa.Connection, pid: str, site: str) -> set[str]:
+    """This hospital's acts of break-glass on the record; it keeps its own documentation."""
     query = sa.select(signed_document.c.digest).where(
         signed_document.c.kind == BreakGlass.kind,
         signed_document.c.body.contains(f'"pid":"{pid}"', autoescape=True),
+        signed_document.c.body.contains(f'"site":"{site}"', autoescape=True),
     )
     return set(connection.execute(query).scalars())

@@ -55,7 +55,7 @@ class WaitsError(CoopError):
 
 
 class RepresentationOverError(CoopError):
-    """The representation under which this is said is over; stopping stays possible."""
+    """The representation under which this is said is over; she and her hospital can speak."""
 
     code = "consent.representation-over"
     kind = Kind.CONFLICT
@@ -144,8 +144,8 @@ class Events:
         before = standings(connection, keys)
         known = set(events_by_digest(connection, {item.digest for item in fine}))
         sites = members.site_dids(connection)
-        shown = {item.subject.notice.sha256 for item in fine if item.subject.notice is not None}
-        shown = published(connection, shown)
+        named = {item.subject.notice.sha256 for item in fine if item.subject.notice is not None}
+        shown = published(connection, named)
         newest = dict(before)
         fresh: list[Folded] = []
         outcome: list[str | CoopError] = []
@@ -201,8 +201,11 @@ class Events:
         desks = Desks(registry=self._key.did, hospital=sites.get(key.site))
         speaker = speaker_of(key.speakers, opened.issuer, desks, opened.subject.representation)
         after = apply(standing, opened, speaker=speaker)
+        now = self._now()
+        if speaker is not None and now >= speaker.ends_at:
+            raise RepresentationOverError("representation: it is over")
         if opened.subject.event in WIDENING:
-            _check_time(speaker, self._now())
+            _check_time(speaker, now)
         return after
 
     def _store(
@@ -287,12 +290,10 @@ def _check_time(speaker: Speaker | None, now: int) -> None:
     """Refuse what would not count now: a person is told at once, rather than left waiting."""
     if speaker is None or speaker.gives(now):
         return
-    if now < speaker.starts_at:
-        raise WaitsError(
-            f"event: this key may allow from {iso(speaker.starts_at)} on; stopping is possible now",
-            starts_at=speaker.starts_at,
-        )
-    raise RepresentationOverError("representation: it is over; stopping stays possible")
+    raise WaitsError(
+        f"event: this key may allow from {iso(speaker.starts_at)} on; stopping is possible now",
+        starts_at=speaker.starts_at,
+    )
 
 
 def _placed(event: str, earlier: Standing | None, after: Standing, index: int) -> Standing:

@@ -1,6 +1,6 @@
 """Notices that a cooperative publishes beside those of the package, kept for good."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import sqlalchemy as sa
@@ -97,20 +97,22 @@ def by_digest(connection: sa.Connection, digest: str) -> NoticeText:
     raise NotFoundError("sha256: no such notice was published here")
 
 
-def check_shown(notice: Notice | None, known: Collection[str]) -> None:
-    """Return if this wording is among the `known`, the published ones.
+def check_shown(notice: Notice | None, known: Mapping[str, Notice]) -> None:
+    """Return if this wording is among the `known`, the published ones, and named as published.
 
     Raises:
         UnknownNoticeError: It is not, or none was shown.
     """
-    if notice is None or notice.sha256 not in known:
+    if notice is None or known.get(notice.sha256) != notice:
         raise UnknownNoticeError(
             "notice: must name the wording she was shown, one of those at /v1/notices"
         )
 
 
-def published(connection: sa.Connection, digests: Collection[str]) -> set[str]:
-    """Those of `digests` that name a published notice."""
-    known = {each.sha256 for each in shipped()}
-    query = sa.select(consent_notice.c.sha256).where(consent_notice.c.sha256.in_(digests))
-    return {*known.intersection(digests), *connection.execute(query).scalars()}
+def published(connection: sa.Connection, digests: Collection[str]) -> dict[str, Notice]:
+    """Those of `digests` that name a published notice, each as a consent must name it."""
+    known = {each.sha256: each.reference() for each in shipped()}
+    query = sa.select(consent_notice.c.body).where(consent_notice.c.sha256.in_(digests))
+    own = (parse(body.encode()) for body in connection.execute(query).scalars())
+    known |= {each.sha256: each.reference() for each in own}
+    return {digest: known[digest] for digest in digests if digest in known}

@@ -14,7 +14,7 @@ from consent.chain import bounded
 from consent.events import CLOCK_SKEW_S, NotEnrolledError, enrolled_or_refused
 from consent.lease import EFFECTIVE_S
 from consent.people_view import who_speaks
-from consent.speakers import Desks
+from consent.speakers import Desks, Speakers
 from consent.store import (
     Enrolled,
     enrolled,
@@ -222,6 +222,8 @@ class People:
         desks = desks_of(connection, self._key.did, key.site)
         if opened.issuer in key.speakers.former and now >= key.speakers.waits_until:
             raise SpeakerRefusedError("revoke-all: an earlier key could object while the new waits")
+        if _ran_out(key.speakers, opened.issuer, now):
+            raise SpeakerRefusedError("representation: it has run out")
         if isinstance(said, KeyEvent) and said.key is not None:
             check_unused(connection, check_did(said.key), said.pid)
         if isinstance(said, Representation):
@@ -249,6 +251,17 @@ class People:
             effective_by=now + EFFECTIVE_S,
         )
         return issue(subject, self._key, now)
+
+
+def _ran_out(speakers: Speakers, did: str, now: int) -> bool:
+    """Whether this did spoke for the record as a representative only, and does no more.
+
+    Judged by the hub when it takes a document, never in the fold: houses that read the log at other
+    moments must come to the same state.
+    """
+    own = {speakers.key, *speakers.former, *speakers.guardians}
+    mine = [one for one in speakers.representatives if one.did == did]
+    return did not in own and bool(mine) and all(one.ended or now >= one.until for one in mine)
 
 
 def desks_of(connection: sa.Connection, registry: str, site: str) -> Desks:
@@ -342,11 +355,16 @@ def store(
     if isinstance(said, Representation):
         row = {"digest": opened.digest, "pid": said.pid, "site": said.site, "did": said.did}
         connection.execute(representation.insert().values(row))
-    if isinstance(said, RepresentationEnd):
-        same = representation.c.digest == said.representation_sha256
-        over = {"ended_at": now, "ended_index": place.index}
-        connection.execute(representation.update().where(same).values(over))
+    over = _ended(speakers) - (_ended(key.speakers) if key else set())
+    if over:
+        same = representation.c.digest.in_(over)
+        values = {"ended_at": now, "ended_index": place.index}
+        connection.execute(representation.update().where(same).values(values))
     return after
+
+
+def _ended(speakers: Speakers) -> set[str]:
+    return {one.digest for one in speakers.representatives if one.ended}
 
 
 def _bound(connection: sa.Connection, before: Enrolled, after: Enrolled, now: int) -> None:

@@ -14,12 +14,13 @@ from consent.speakers import Desks, Representative, Speakers, Vote
 from coop.documents.consent import Enrolment
 from coop.documents.envelope import Opened
 from coop.documents.people import KeyEvent, Representation, RepresentationEnd, committed
-from coop.documents.provision import TIME_MAX
 from coop.errors import CoopError, Kind
 
 WAIT_S: Final = 7 * 24 * 3600
 """A recovered key may widen after so long: time for her to see the notice and object."""
 REPRESENTATIVES_MAX: Final = 32
+_EVER_MAX: Final = 512
+"""Ended ones with them: what they gave rests on them."""
 FORMER_MAX: Final = 8
 Said = Enrolment | KeyEvent | Representation | RepresentationEnd
 
@@ -113,16 +114,13 @@ def _recovery(state: Speakers, at: int) -> dict[str, object]:
         "former": former,
         "closed": False,
         "votes": (),
-        "representatives": _only_begun(state.representatives, at),
+        "representatives": _not_by_key(state.representatives),
     }
 
 
-def _only_begun(named: tuple[Representative, ...], at: int) -> tuple[Representative, ...]:
-    """Whom the key named and who had not begun never begins: the key may not have been hers."""
-    return tuple(
-        one.model_copy(update={"since": TIME_MAX}) if one.by_key and one.since > at else one
-        for one in named
-    )
+def _not_by_key(named: tuple[Representative, ...]) -> tuple[Representative, ...]:
+    """Whom the key named speaks no more, and what he gave ends: the key may not have been hers."""
+    return tuple(one.model_copy(update={"ended": True}) if one.by_key else one for one in named)
 
 
 def _key_event(
@@ -145,7 +143,7 @@ def _key_event(
                 "next_key_sha256": None,
                 "former": (),
                 "votes": (),
-                "representatives": _only_begun(state.representatives, at),
+                "representatives": _not_by_key(state.representatives),
             }
         )
     key = str(said.key)
@@ -212,7 +210,8 @@ def _represented(
         return state
     if said.did in {state.key, desks.registry, desks.hospital}:
         raise SpeakerRefusedError("did: a representative needs a key of her own")
-    if len(state.representatives) >= REPRESENTATIVES_MAX:
+    living = sum(not one.ended for one in state.representatives)
+    if living >= REPRESENTATIVES_MAX or len(state.representatives) >= _EVER_MAX:
         raise SpeakerRefusedError(f"representations: at most {REPRESENTATIVES_MAX} for one record")
     by_key = opened.issuer == state.key and opened.issuer != desks.hospital
     if by_key and (said.role != "proxy" or state.closed or state.custody == "custodial"):

@@ -5,6 +5,8 @@ only its state does. An edit of this table cannot make a hospital train: each no
 with the approval it signed itself.
 """
 
+import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,6 +21,7 @@ from coop.documents.study import Approval, Study
 from coop.errors import ConflictError, CoopError, ForbiddenError, Kind, NotFoundError
 from coop.journal.store import Journal
 
+_STUDY_ID: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 STUDIES_MAX: Final = 1000  # one page of the list; the catalogue of one cooperative
 
 
@@ -49,6 +52,12 @@ class StudyVersionError(ConflictError):
     """The version is not the next one of this study, or the study is somebody else's."""
 
     code = "study.wrong-version"
+
+
+class ProposerTakenError(ConflictError):
+    """The study names an organisation that another account speaks for, or none at all."""
+
+    code = "study.proposer-taken"
 
 
 class ApprovalMismatchError(ForbiddenError):
@@ -108,6 +117,20 @@ class ApprovalRow:
         return Approval.model_validate(self.document["credentialSubject"])
 
 
+def _check_proposer(connection: sa.Connection, study: Study, account_id: int) -> None:
+    """Patients name organisations in their policies: the first account to use a name keeps it."""
+    plain = _plain(study.proposer)
+    if _STUDY_ID.fullmatch(study.proposer.strip()):
+        raise ProposerTakenError("study.proposer: has a study id's form; write it in full")
+    taken = {_plain(row.study.proposer): row.proposer_account for row in every(connection)}
+    if taken.get(plain, account_id) != account_id:
+        raise ProposerTakenError("study.proposer: is the name of another account's organisation")
+
+
+def _plain(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
 def propose(
     connection: sa.Connection,
     journal: Journal,
@@ -119,12 +142,13 @@ def propose(
     """Store and log a signed study. A repeat of the same document changes nothing.
 
     Steps: (1) the proposer's own key signed it; (2) it is not expired; (3) it is version 1 of a new
-    study, or the next version by the same account and the same key; (4) stored and logged at once.
+    study, or the next version by the same account and the same key, in a name that is nobody
+    else's; (4) stored and logged at once.
 
     Raises:
         WrongDocumentError, BadSignatureError: (1) fails.
         StudyExpiredError: (2) fails.
-        StudyVersionError: (3) fails.
+        StudyVersionError, ProposerTakenError: (3) fails.
     """
     # (1) Any key may propose: what counts is that later versions carry the same one.
     opened = open_document(Study, document, issuers=None)
@@ -147,6 +171,7 @@ def propose(
     )
     if not same:
         raise StudyVersionError("study.study_id: is taken by another researcher's study")
+    _check_proposer(connection, study, account_id)
     # (4)
     row = StudyRow(
         id=study.study_id,

@@ -3,6 +3,7 @@
 Core: pure, no I/O.
 """
 
+import re
 from decimal import Decimal
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from coop.errors import CoopError, Kind
 from federated.accounting import LIFETIME_DELTA, plan, price_of
 
 EPSILON_MAX_MICRO: Final = 3 * MICRO  # opt-in ceiling of one study (DESIGN §11)
+_STUDY_ID: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _DELTA_PATIENTS: Final = 10  # delta <= 1/(10 n): less than a tenth of one patient exposed
 
 
@@ -34,6 +36,13 @@ class PurposeForPeopleError(CoopError):
     """The study asserts no purpose, or one that only an access committee can judge."""
 
     code = "approval.purpose-for-people"
+    kind = Kind.UNPROCESSABLE
+
+
+class ProposerNameError(CoopError):
+    """The proposer's name could be a study's: a permission for one is not the other's."""
+
+    code = "approval.proposer-name"
     kind = Kind.UNPROCESSABLE
 
 
@@ -60,6 +69,8 @@ def refusals(study: Study, cap_micro: int, now: int | None) -> list[CoopError]:
             )
         case Reading.CLEAR:
             pass
+    if _STUDY_ID.fullmatch(study.proposer.strip()):
+        found.append(ProposerNameError("proposer: has a study id's form"))
     if unknown := sorted(set(study.uses) - set(USES)):
         found.append(UnknownPurposeError(f"uses: {unknown[0][:40]!r} is not a use we know"))
     return found + _too_dear(study, cap_micro)

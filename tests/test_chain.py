@@ -105,14 +105,20 @@ class ConsentChain(RuleBasedStateMachine):
         self.standing: Standing | None = None
         self.state, self.index, self.given = "none", 0, -1
         self.objected, self.on_death, self.choice = False, "stop", 0
+        self.dead = False
 
     def _next(self, name: str) -> tuple[str, bool] | None:
         """State and objection after an event, None if it cannot happen."""
+        widens = name in {"grant", "amend", "resume", "lift"}
+        if self.dead and (widens or name in {"deceased", "propose"}):
+            return None
         if name in {"object", "lift"}:
             return (self.state, not self.objected) if self.objected == (name == "lift") else None
         if name == "deceased":
             if self.state not in {"active", "suspended"}:
-                return None
+                still = {"revoked": "revoked", "rejected": "rejected", "proposed": "rejected"}
+                after = still.get(self.state)
+                return None if after is None else (after, self.objected)
             return (self.state if self.on_death == "continue" else "revoked"), self.objected
         after = MODEL.get((self.state, name))
         return None if after is None else (after, self.objected)
@@ -143,6 +149,9 @@ class ConsentChain(RuleBasedStateMachine):
             return
         assert wanted is not None
         self.standing, (self.state, self.objected) = after, wanted
+        if name in {"deceased", "void"}:
+            self.dead = name == "deceased"
+            self.on_death = "stop"  # of a standing whose death was reported, nothing is chosen
         longer = self.on_death == "stop" and on_death == "continue"
         narrower = name == "amend" and choice <= self.choice and not longer and not self.objected
         if chosen:
@@ -245,6 +254,22 @@ def test_only_the_hospital_prepares_and_corrects_and_neither_gives_anything():
     )
     declined = folded(proposed, event("reject", proposed, HUB))
     assert folded(declined, event("grant", declined)).state is State.ACTIVE
+
+
+def test_after_a_reported_death_nothing_is_given_until_that_is_corrected():
+    for before in ("grant", "revoke", "reject"):
+        standing = folded(None, event("grant", None))
+        if before == "revoke":
+            standing = folded(standing, event("revoke", standing))
+        if before == "reject":
+            standing = folded(None, event("propose", None, SITE))
+        dead = folded(standing, event("deceased", standing, SITE))
+        assert not decide(dead, QUESTION).permits
+        for name in ("grant", "amend", "resume", "lift"):
+            with pytest.raises(ConsentChainError):
+                folded(dead, event(name, dead))
+        corrected = folded(dead, event("void", dead, SITE))
+        assert decide(folded(corrected, event("grant", corrected)), QUESTION).permits
 
 
 def test_an_objection_dominates_whatever_is_allowed_beside_it():

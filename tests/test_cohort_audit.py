@@ -248,6 +248,12 @@ def test_a_few_openings_show_a_few_members_and_say_so(coop):
     report = trained.verified(file, members=5)
     assert len(members_in(file)) == 5
     assert report.facts["everybody"] is False
+    # Whoever chose the checkpoint chose whom to open: only the auditor's own choice has odds.
+    assert report.facts["one_percent_found_micro"] is None
+    assert any("NOT STATED" in step for step in report.steps)
+    chosen = checkpoint_of(coop)
+    file = trained.opened(members=5, checkpoint=chosen)
+    report = trained.verified(file, members=5, checkpoint=chosen)
     promised = caught_micro(5, len(coop.patients) - (report.facts["opened"] - 5), 10)
     assert report.facts["one_percent_found_micro"] == promised
     assert any("1 % or more of the cohort" in step for step in report.steps)
@@ -271,6 +277,11 @@ def test_an_auditor_who_chose_the_checkpoint_knows_that_nobody_else_did(coop):
     assert not any("NOT CHECKED, give --checkpoint" in step for step in report.steps)
     with pytest.raises(ChallengeError, match="you chose"):
         trained.verified(file, checkpoint=checkpoint_of(coop))
+    # One cosignature fewer is another draw.
+    *body, last = chosen.rstrip("\n").split("\n")
+    assert last.startswith("— ")
+    with pytest.raises(ChallengeError, match="cosignatures"):
+        trained.verified(file, checkpoint="\n".join(body) + "\n")
 
 
 def checkpoint_of(coop: World) -> str:

@@ -126,7 +126,7 @@ def test_every_figure_names_a_document_that_is_stored(story: Story):
 
 def test_every_hospital_debited_each_round_once_at_the_noise_of_the_plan(story: Story):
     order = story.facts["training"]["order_sha256"]
-    split = plan(story.study.budget, 20)
+    split = plan(story.study.budget, story.study.recipe.schedule)
     for name in SITES:
         drawn = story.drawn(name, order)
         assert [row.round for row in drawn] == list(range(1, 22))
@@ -146,7 +146,7 @@ def test_the_printed_epsilon_is_what_an_independent_accountant_finds(story: Stor
     printed = passport["training_epsilon_micro"] / MICRO
     assert abs(printed - trained) <= max(0.02, 0.015 * trained)
     accountant.compose(dpa.GaussianDpEvent(drawn[20].sigma_micro / MICRO))
-    reserve = plan(story.study.budget, 20).rho_reserve_nano / 1e9
+    reserve = plan(story.study.budget, story.study.recipe.schedule).rho_reserve_nano / 1e9
     accountant.compose(dpa.GaussianDpEvent((1 / (2 * reserve)) ** 0.5))
     whole = accountant.get_epsilon(delta)
     assert abs(passport["epsilon_micro"] / MICRO - whole) <= max(0.02, 0.015 * whole)
@@ -230,7 +230,7 @@ def test_the_evaluation_is_recomputed_from_what_each_hospital_released(story: St
             body = connection.execute(query).scalar_one()
         released[name] = safetensors.numpy.load(bytes(body))["histogram"]
     groups = list(story.study.evaluation.groups)
-    sigma = plan(story.study.budget, 20).evaluation_sigma_micro / MICRO
+    sigma = plan(story.study.budget, story.study.recipe.schedule).evaluation_sigma_micro / MICRO
     generator = np.random.default_rng(int(order[:16], 16))
     whole = np.sum(list(released.values()), axis=0)
     rows = measure(whole, groups, noise_sd=sigma * 2, generator=generator)  # of four hospitals

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from consent.speakers import Desks, Speakers, speaker_of
-from consent.succession import WAIT_S, KeyChainError, SpeakerRefusedError, take
+from consent.succession import (
+    REPRESENTATIVES_MAX,
+    WAIT_S,
+    KeyChainError,
+    SpeakerRefusedError,
+    take,
+)
 from coop.documents.consent import Enrolment
 from coop.documents.envelope import issue as sign
 from coop.documents.envelope import open_document, unsigned
@@ -297,6 +303,34 @@ def test_a_right_is_ended_by_whoever_is_entitled_and_stays_ended():
         assert fold(ended, end, signer, NOON) is ended
     with pytest.raises(SpeakerRefusedError):
         fold(begun(), end, HOSPITAL, NOON)
+
+
+def test_whom_a_lost_key_named_speaks_no_more_and_what_he_gave_ends():
+    """A thief's proxy must not outlive the key he came with."""
+    for closing in (True, False):
+        state = begun()
+        said = representation(PROXY.did, NOON, NOON + 10**8, "proxy", authority=None)
+        state, digest = named(state, said, KEYS[0])
+        assert gives(state, PROXY.did, NOON + 1, digest)
+        if closing:
+            state = fold(state, event(state, "revoke-all"), HOSPITAL, NOON + 2)
+        state = fold(state, enrolment(KEYS[5]), HOSPITAL, NOON + 3)
+        assert speaker_of(state, PROXY.did, DESKS, digest) is None
+        assert state.representative(digest).ended
+
+
+def test_ended_representatives_do_not_bar_the_hospitals_guardian():
+    state = begun()
+    for key in (SigningKey.generate() for _ in range(REPRESENTATIVES_MAX)):
+        said = representation(key.did, NOON, NOON + 9, "proxy", authority=None)
+        state = fold(state, said, KEYS[0], NOON)
+    with pytest.raises(CoopError, match="at most"):
+        fold(state, representation(PROXY.did, NOON, NOON + 9), HOSPITAL, NOON)
+    for one in state.representatives:
+        end = RepresentationEnd(pid=PID, site=SITE, representation_sha256=one.digest)
+        state = fold(state, end, HOSPITAL, NOON + 1)
+    state, digest = named(state, representation(PROXY.did, NOON, NOON + 9), HOSPITAL)
+    assert gives(state, PROXY.did, NOON + 2, digest)
 
 
 def test_a_custodial_key_names_nobody():

@@ -138,6 +138,19 @@ def test_nobody_takes_over_another_researchers_study(database: Database, journal
     assert proposed(database, journal, study(version=2)).version == 2
 
 
+def test_nobody_asks_in_the_name_of_another_accounts_organisation(
+    database: Database, journal: Journal
+):
+    proposed(database, journal, study(study_id="first", proposer="Charité  Berlin"))
+    for name in ("charité berlin", "CHARITÉ BERLIN", "\uff23harité Berlin"):
+        with pytest.raises(studies.ProposerTakenError):
+            proposed(database, journal, study(study_id="second", proposer=name), account=2)
+    proposed(database, journal, study(study_id="third", proposer="Charité Berlin"))
+    # A patient's permission for the study of this id must not be an organisation's.
+    with pytest.raises(studies.ProposerTakenError):
+        proposed(database, journal, study(study_id="fourth", proposer="heart-2026"), account=2)
+
+
 def test_an_expired_study_cannot_be_proposed_or_approved(database: Database, journal: Journal):
     with pytest.raises(StudyExpiredError):
         proposed(database, journal, study(expires=NOW))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from consent.proofs import bits, ristretto
 from consent.proofs.bits import ROW_BYTES, BitProofError
-from consent.proofs.counting import Counting, NoTallyError, TooFewToTellError
+from consent.proofs.counting import FEWEST, Counting, NoTallyError, TooFewToTellError
 from consent.proofs.ristretto import ORDER, G, GroupError, H, Point
 from consent.proofs.tally import About, Answer, Counted, check, count, place_of
 from coop import studies
@@ -266,7 +266,7 @@ class World:
         self.hub = ConsentHub(database)
         self.hospital = Hospital(self.hub, folder, "basel")
         self.hospital.site.pin(self.hub.trust.to_json(), "http://127.0.0.1:1", None)
-        self.people = self.hospital.enrol(PEOPLE + 6)
+        self.people = self.hospital.enrol(PEOPLE + FEWEST)
         grant(self.hub, self.people[:PEOPLE])
         grant(self.hub, self.people[PEOPLE:], "refuse")
         self.hub.registry.restrict(self.people[0].pid, "revoke", "session")
@@ -292,7 +292,7 @@ def world(sqlite_database: Database, tmp_path: Path) -> Iterator[World]:
 def test_the_registrys_tally_verifies_and_each_patient_finds_herself_in_it(world: World):
     file = world.counting.tally("heart-risk", None, "basel")
     report = verify_tally(file, world.hub.trust)
-    assert (report.facts["consented"], report.facts["patients"]) == (PEOPLE - 1, PEOPLE + 6)
+    assert (report.facts["consented"], report.facts["patients"]) == (PEOPLE - 1, PEOPLE + FEWEST)
     assert any("NOT CHECKED" in step for step in report.steps)
     for person, counted in (
         (world.people[0], False),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from consent_hub import ConsentHub, Hospital, Person, grant
+from consent_hub import ConsentHub, Hospital, Person, clock, grant
 from typer.testing import CliRunner
 
 from consent.chain import heads_digest
@@ -15,6 +15,7 @@ from coop.canonical import jcs
 from coop.cli import app
 from coop.db import Database
 from coop.documents.envelope import issue
+from coop.documents.people import Representation
 from coop.documents.training import Lease
 from coop.errors import CoopError
 from coop.keys import SigningKey
@@ -125,14 +126,31 @@ def test_a_withdrawal_made_without_a_key_convicts_as_well(hub, basel, ada):
     assert verify_withheld(receipt, evidence, hub.trust).facts["withheld"] == "revoke"
 
 
-def test_a_hub_that_leaves_her_out_altogether_is_convicted(hub, basel):
+def test_a_lease_that_names_nothing_of_hers_convicts_nobody_as_after_an_erasure(hub, basel):
     ada, ben = basel.enrol(2)
     grant(hub, [ada, ben])
     file = hub.registry.history(ada.pid)[-1]["proof"]
     hide(hub, ada, 0)
     lease = basel.mirror.lease()
-    report = verify_withheld(file, of_lease(basel.site, lease.digest), hub.trust)
-    assert (report.facts["withheld"], report.facts["head_sha256"]) == ("grant", None)
+    assert ada.pid not in lease.usable  # what the hospital is not told of, it may not use
+    with pytest.raises(NotConvictedError, match="erased"):
+        verify_withheld(file, of_lease(basel.site, lease.digest), hub.trust)
+
+
+def test_a_receipt_about_who_may_speak_is_held_against_who_may_speak(hub, basel, ada):
+    proxy = Representation(
+        pid=ada.pid,
+        site="basel",
+        did=SigningKey.generate().did,
+        role="proxy",
+        valid_from=clock(),
+        valid_until=clock() + 1000,
+    )
+    (result,) = hub.registry.people.submit([issue(proxy, ada.key, clock())])
+    assert result["problem"] is None
+    lease = basel.mirror.lease()
+    with pytest.raises(NotConvictedError, match="exactly what she said"):
+        verify_withheld(result["receipt"], of_lease(basel.site, lease.digest), hub.trust)
 
 
 def test_the_old_lease_convicts_even_when_the_hub_has_made_good_since(hub, basel, ada):

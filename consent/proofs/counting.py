@@ -124,9 +124,11 @@ class Counting:
                 for one in connection.execute(_heads_of(site))
             ]
         # (3)
-        if sum(answer.permits for answer in answers) < FEWEST:
+        permits = sum(answer.permits for answer in answers)
+        if min(permits, len(answers) - permits) < FEWEST:
             raise TooFewToTellError(
-                f"tally: fewer than {FEWEST} patients of {site} permit it; no number is given"
+                f"tally: fewer than {FEWEST} patients of {site} permit it, or fewer do not; no "
+                "number is given"
             )
         # (4)
         seen = note.parse_checkpoint(text)

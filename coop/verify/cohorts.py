@@ -97,7 +97,8 @@ def verify_cohort(
         except NoPermitError as error:
             raise NoPermitError(f"place {place}: {error.message}") from error
     work.step(f"members: {len(found)} opened, all had permitted it, at the start and at the end")
-    return work.report("cohort", _facts(work, read, len(opened), len(found)))
+    facts = _facts(work, read, len(opened), len(found), chosen=checkpoint is not None)
+    return work.report("cohort", facts)
 
 
 def _read(work: Work, file: CohortAudit) -> _Read:
@@ -184,9 +185,15 @@ def _challenge(work: Work, read: _Read, chosen: str | None) -> bytes:
         f"challenge: from the log of {read.log.size}, {after} entries after the receipt, "
         f"cosigned by {by}"
     )
+    lines = [line.text for line in note.signature_lines(text) if line.name in others]
     if chosen is None:
         work.step("that no other checkpoint was tried before: NOT CHECKED, give --checkpoint")
-    lines = [line.text for line in note.signature_lines(text) if line.name in others]
+    else:
+        # Which cosignatures are on it is part of the draw: leaving some out would be a new draw.
+        named = set(trust.sites) - {site}
+        given = {line.text for line in note.signature_lines(chosen) if line.name in named}
+        if given != set(lines):
+            raise ChallengeError("challenge: from other cosignatures than those you chose")
     committed = read.receipt.subject.cohort_commitment
     return cohort.challenge(committed, read.receipt.digest, read.log.body, lines)
 
@@ -224,14 +231,22 @@ def _leaf(one: Opening) -> Leaf:
     )
 
 
-def _facts(work: Work, read: _Read, places: int, members: int) -> dict[str, Json]:
+def _facts(work: Work, read: _Read, places: int, members: int, *, chosen: bool) -> dict[str, Json]:
     said, size = read.receipt.subject, read.file.places
     everybody = places == size
     at_most = size - (places - members)
-    caught = MICRO if everybody else cohort.caught_micro(members, at_most, _ONE_PERCENT)
-    share = None if everybody else cohort.surely_found(members, at_most, _CONFIDENCE_MICRO)
+    caught: int | None = MICRO if everybody else None
+    share = None
+    if chosen and not everybody:
+        caught = cohort.caught_micro(members, at_most, _ONE_PERCENT)
+        share = cohort.surely_found(members, at_most, _CONFIDENCE_MICRO)
     if everybody:
         work.step("every member was opened: a single one without a permit would have been found")
+    elif caught is None:
+        work.step(
+            "how likely it would have failed: NOT STATED, whoever chooses the checkpoint chooses "
+            "whom to open; give --checkpoint"
+        )
     else:
         work.step(
             f"had 1 % or more of the cohort had no permit, this audit would have failed with a "

@@ -8,7 +8,7 @@ hub has signed both, whatever the clocks were.
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from consent.chain import heads_digest
+from consent.chain import OF_THE_HOSPITAL, RESTRICTING, WIDENING, heads_digest, keys_of
 from coop.canonical import Json, document_digest
 from coop.documents.consent import Consent, ConsentReceipt
 from coop.documents.envelope import Opened
@@ -19,6 +19,8 @@ from coop.journal.trust import Trust
 from coop.keys import iso
 from coop.verify.bundles import Report, VerificationError, Work, object_of, open_as
 
+_EVENTS: Final = WIDENING | RESTRICTING | OF_THE_HOSPITAL
+"""Of a consent chain; whatever else is acknowledged says who may speak."""
 _MEMBERS: Final = {"v", "lease", "heads"}
 
 
@@ -41,7 +43,8 @@ def verify_withheld(
 
     Steps: (1) the hub signed her receipt; (2) the hub signed the lease, for her hospital; (3) the
     list of heads is the one the lease vouches for; (4) the lease's log holds her entry; (5) the
-    head it names for her is older than her entry, or there is none.
+    head it names for her is older than her entry, or it names only the other of her two: what she
+    decided, and who may speak for her. A lease that names nothing of hers convicts nobody.
 
     Returns:
         The conviction.
@@ -72,7 +75,13 @@ def verify_withheld(
     if acknowledged.index >= size:
         raise NotConvictedError(f"lease: of {size} entries, before her entry; it need not know it")
     # (5)
-    head = heads.get(acknowledged.pid)
+    own = acknowledged.pid if acknowledged.event in _EVENTS else keys_of(acknowledged.pid)
+    head = heads.get(own)
+    if not {acknowledged.pid, keys_of(acknowledged.pid)} & heads.keys():
+        raise NotConvictedError(
+            "head: the lease names nothing of hers, so the hospital may use nothing of hers; an "
+            "erased record looks the same"
+        )
     if head is not None:
         _check_older(work, head, said, receipt, evidence)
     work.step("head: older than her entry" if head else "head: the lease names none for her")
@@ -111,7 +120,7 @@ def _check_older(
     """
     if head == said.subject.consent_sha256:
         raise NotConvictedError("head: is exactly what she said; nothing was withheld")
-    if "head" in evidence:
+    if "head" in evidence and said.subject.event in _EVENTS:
         shown = check_bundle(object_of(evidence["head"], "head"), work.trust)
         if shown.digest != head:
             raise VerificationError("head: another document than the lease names for her")

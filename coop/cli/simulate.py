@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from federated.simulate import Mode, SplitRule
+    from collections.abc import Mapping
+
+    from coop.documents.study import Study
+    from federated.simulate import Data, Mode, SplitRule
 
 app = typer.Typer(add_completion=False)
 
@@ -43,6 +46,11 @@ def simulate(  # noqa: PLR0913  (the options of a command line)
     runs: Annotated[
         int, typer.Option("--runs", help="Trainings with independent noise; all are reported.")
     ] = 5,
+    hospitals: Annotated[
+        int | None,
+        typer.Option(help="For scale: deal the patients to so many hospitals, on Flower and Ray."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="With --hospitals: rounds to train.")] = 1,
     split: Annotated[
         str, typer.Option("--split", help="Test patients: auto, flamby or fold.")
     ] = "auto",
@@ -62,6 +70,9 @@ def simulate(  # noqa: PLR0913  (the options of a command line)
     chosen_mode, rule = _choices(mode, split)
     study = with_epsilon(Study.model_validate(load_study(study_file)), epsilon)
     data, words = load(study, files_of(site or []), rule)
+    if hospitals is not None:
+        _many(study, data, hospitals, rounds, as_json=as_json)
+        return
     with _bar(runs, quiet=as_json) as advance:
         finished = run(study, data, mode=chosen_mode, runs=runs, honest=honest, progress=advance)
     document = report(study, data, finished, mode=chosen_mode, split_rule=words, honest=honest)
@@ -69,6 +80,46 @@ def simulate(  # noqa: PLR0913  (the options of a command line)
         print(orjson.dumps(document).decode())
     else:
         _show(document)
+
+
+def _many(
+    study: "Study", data: "Mapping[str, Data]", hospitals: int, rounds: int, *, as_json: bool
+) -> None:
+    """One training among so many virtual hospitals: how long its rounds take, and its model."""
+    import statistics
+
+    import numpy as np
+    from rich.progress import Progress
+
+    from coop.cli.output import show, told
+    from coop.families import family_of
+    from federated.scale import scattered, simulate_many
+    from federated.scores import auc
+
+    training = {name: part.train for name, part in data.items()}
+    parts, again = scattered(training, hospitals, np.random.default_rng())
+    with Progress(disable=as_json, transient=True) as bar:
+        task = bar.add_task("starting", total=hospitals * rounds)
+
+        def answered(number: int, count: int) -> None:
+            done = (number - 1) * hospitals + count
+            bar.update(task, completed=done, description=f"round {number} of {rounds}")
+
+        done = simulate_many(study, parts, rounds=rounds, drawn_again=again, progress=answered)
+    tests = [part.test for part in data.values()]
+    risks = np.concatenate([family_of(study).predict(done.weights, x) for x, _ in tests])
+    binary = study.recipe.family != "cox"
+    facts = {
+        "hospitals": done.hospitals,
+        "patients": done.patients,
+        "patients_drawn_again": done.drawn_again,
+        "took_part": done.took_part,
+        "first_round_seconds": round(done.round_seconds[0], 2),
+        "round_seconds": round(statistics.median(done.round_seconds[1:] or done.round_seconds), 2),
+        "auc": auc(risks, np.concatenate([y for _, y in tests])) if binary else None,
+        "note": "the first round holds Ray's start; mode A, the study's own noise and recipe",
+    }
+    show(facts, as_json, told(facts))
 
 
 def _choices(mode: str, split: str) -> "tuple[Mode, SplitRule]":

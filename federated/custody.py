@@ -7,6 +7,7 @@ allows needs the paper on which she said so.
 
 import hashlib
 import hmac
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -193,7 +194,7 @@ def correction(site: Site, reason: str, registrar: str, second: str) -> Correcti
 
 def registrar_digest(site: Site, name: str) -> str:
     """What stands for a registrar's name: this hospital can tell whose it is, nobody else."""
-    plain = " ".join(name.split())
+    plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
     if not plain:
         raise InvalidInputError("--registrar: say who saw the form")
     message = b"\0".join((_REGISTRAR_TAG, site.name.encode(), plain.encode()))

@@ -16,7 +16,7 @@ from consent.decide import Request, Standing, decide
 from consent.mondo import DISEASES
 from consent.purposes import DS, METHODS, is_disease
 
-PATIENTS, QUESTIONS = budget(100, 400), budget(200, 400)
+PATIENTS, QUESTIONS = budget(200, 200), budget(500, 1000)
 
 
 def disagreement(

@@ -372,16 +372,24 @@ def test_only_the_records_own_hospital_erases_it_and_only_whole(
         mine = sa.select(mirror_document.c.log_index).where(mirror_document.c.pid == her.pid)
         entries = sorted(connection.execute(mine).scalars())
 
-    def refusal(by: Hospital, key: SigningKey, **changes: Any) -> str:
+    def subject_of(by: Hospital, **changes: Any) -> Erasure:
         said = {"site": by.site.name, "record": "0" * 64, "entries": entries}
         said |= {name: str(number) * 64 for number, name in enumerate(("reason", "registrar"))}
-        subject = Erasure.model_validate({**said, "second": "2" * 64, **changes})
+        return Erasure.model_validate({**said, "second": "2" * 64, **changes})
+
+    def refusal(by: Hospital, key: SigningKey, **changes: Any) -> str:
+        subject = subject_of(by, **changes)
         path = f"/v1/sites/{by.site.name}/erasures"
         with pytest.raises(RemoteError) as caught:
             by.client.post(path, {"document": issue(subject, key, clock()), "pid": her.pid})
         return str(caught.value.code)
 
     zurich = hospitals[1]
+    # Of whom nobody holds anything, nobody erases: another house's act of break-glass may name her.
+    nobody = {"document": issue(subject_of(zurich, entries=[]), zurich.site.key, clock())}
+    with pytest.raises(RemoteError) as caught:
+        zurich.client.post("/v1/sites/zurich/erasures", {**nobody, "pid": "z" * 26})
+    assert caught.value.code == "coop.not-found"
     assert refusal(zurich, zurich.site.key) == "coop.not-found"
     assert refusal(house, zurich.site.key) == "documents.wrong-document"
     assert refusal(house, hub.hub_key) == "documents.wrong-document"

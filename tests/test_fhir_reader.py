@@ -232,6 +232,10 @@ UNCLEAR = {
         changed(policyRule={"coding": [{"system": words.ACT_CODE, "code": "INFA"}]}),
         (Why.UNKNOWN_CODE, "Consent.policyRule"),
     ),
+    "a rule in words": (
+        changed(policyRule={"text": "OPT OUT of everything; see the paper"}),
+        (Why.UNKNOWN_CODE, "Consent.policyRule"),
+    ),
     "both base rules": (
         changed(
             policyRule={

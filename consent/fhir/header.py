@@ -77,6 +77,9 @@ def base_rule(root: Element, *also: str) -> Type | None:
             rule.refuse(Why.UNKNOWN_CODE, "must be OPTIN or OPTOUT")
         else:
             found.add(cast("Type", base))
+    # A profile that allows more in it says there which form was signed; its rules stand elsewhere.
+    if not also and rule.has("text") and not rule.codings():
+        rule.refuse(Why.UNKNOWN_CODE, "says a rule in words only, which nobody here can obey")
     if len(found) > 1:
         rule.refuse(Why.CONTRADICTION, "is both OPTIN and OPTOUT")
     return min(found, default=None)
@@ -142,6 +145,8 @@ def _basis(root: Element, version: Version, policies: Callable[[str], bool]) -> 
         uri = part.text("uri" if version is Version.R4 else "url")
         if uri is None or not policies(uri):
             part.refuse(Why.OUTSIDE_POLICY, "refers to rules that are not known here")
+    for part in root.parts("policyText"):
+        part.refuse(Why.OUTSIDE_POLICY, "refers to rules that are not known here")
 
 
 def _categories(root: Element, version: Version, known: Collection[tuple[str, str]]) -> None:

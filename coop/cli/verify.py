@@ -110,7 +110,7 @@ def consent(
 
 @app.command()
 def log(
-    file: _File,
+    file: _File = Path("log.json"),
     older: Annotated[
         Path | None,
         typer.Option(

@@ -4,6 +4,7 @@ Beside every commit, never in its way: she is asked from a thread of its own, wi
 open. Hospitals stay the witnesses that count for a grant; these are for whoever trusts none of us.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -25,6 +26,9 @@ from coop.logs import logger
 
 TIMEOUT_S: Final = 5.0
 _ANSWER_BYTES_MAX: Final = 16_384
+_ANSWER_S: Final = 20.0  # one witness that dawdles must not hold up the others
+_TELLING: Final = (409, 422)
+"""Refusals that say she saw another log: evidence that nothing pushes out."""
 _TRIES: Final = 3  # her size may move between two questions
 _OK, _CONFLICT, _NO_COSIGNATURE = 200, 409, 0
 _REFUSED: Final = frozenset({400, 403, 404, 409, 422})
@@ -136,9 +140,11 @@ class Outside:
     def _ask(self, witness: Witness, sent: str) -> tuple[int, str]:
         url, body = f"{witness.url}/add-checkpoint", sent.encode()
         with self._http.stream("POST", url, content=body) as response:
-            data = b""
+            data, until = b"", time.monotonic() + _ANSWER_S
             for chunk in response.iter_bytes():
                 data += chunk
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout("the answer takes too long")
                 if len(data) > _ANSWER_BYTES_MAX:
                     break  # no cosignature is so long
         return response.status_code, data[:_ANSWER_BYTES_MAX].decode(errors="replace")
@@ -163,8 +169,15 @@ class Outside:
         with self._database.unit_of_work() as connection:
             hers = outside_refusal.c.name == witness.name
             count = sa.select(sa.func.count()).select_from(outside_refusal).where(hers)
-            if int(connection.execute(count).scalar() or 0) < REFUSALS_MAX:
-                insert_ignore(connection, outside_refusal, row)
+            if int(connection.execute(count).scalar() or 0) >= REFUSALS_MAX:
+                plain = outside_refusal.c.status.not_in(_TELLING)
+                oldest = sa.select(sa.func.min(outside_refusal.c.size)).where(hers, plain)
+                stale = outside_refusal.c.size == oldest.scalar_subquery()
+                if not connection.execute(
+                    outside_refusal.delete().where(hers, plain, stale)
+                ).rowcount:
+                    return  # a hundred that tell something are enough
+            insert_ignore(connection, outside_refusal, row)
 
 
 def _seen(connection: sa.Connection, witness: Witness) -> int:

@@ -292,6 +292,15 @@ def test_a_key_is_replaced_a_lost_one_recovered_and_a_stolen_one_closed(town: To
     assert (record["key"]["did"], record["waits_until"]) == (rotated["did"], None)
     assert town.good("patient", "withdraw", "--key", file)["event"] == "revoke"
     assert town.coop("patient", "withdraw", "--key", rotated["old_key_file"])[0] == 1
+    # Killed between its moves, a repeat moves the rest and changes no key.
+    following, after = (file.with_name(file.name + end) for end in (".next", ".after"))
+    kept = SigningKey.load(following).did
+    for moves in ([(following, after)], [(following, after), (file, following)]):
+        for source, target in moves:
+            source.replace(target)
+        assert town.good("patient", "rotate", "--key", file)["did"] == rotated["did"]
+        assert SigningKey.load(following).did == kept
+        assert not after.exists()
 
     # Her key is lost: a new one, and both guardians' word for it.
     asked = town.good("patient", "recover", "--prepare", "--key", lost)

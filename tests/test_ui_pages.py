@@ -112,15 +112,15 @@ def test_a_patient_reads_which_key_decides_and_closes_it_only_when_sure(home: Ho
     pid, did = home.patient("dan", 11)
     app = show(home, "keys", "my_keys", "dan")
     assert app.title[0].value == wording.MY_KEYS
-    assert wording.KEY_KINDS["self"] in app.markdown[1].value
-    assert app.code[0].value == did
+    assert any(wording.KEY_KINDS["self"] in line.value for line in app.markdown)
+    assert did in [code.value for code in app.code]
     close = app.button(key=f"close-{pid}")
     assert close.disabled
     app.checkbox(key=f"sure-{pid}").check().run()
     app.button(key=f"close-{pid}").click().run()
     assert not app.exception
     assert "In force everywhere by" in app.success[0].value
-    assert app.warning[0].value == wording.KEY_CLOSED
+    assert wording.KEY_CLOSED in [warning.value for warning in app.warning]
     with home.client("dan") as dan:
         records = dan.get("/v1/me/keys")["records"]
     assert next(record for record in records if record["pid"] == pid)["closed"]

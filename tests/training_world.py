@@ -33,7 +33,7 @@ def study_of(**changes) -> Study:
         "version": 1,
         "title": "A study for tests",
         "lay_summary": "A study that exists for tests and for nothing else.",
-        "proposer": "tests",
+        "proposer": "Tests",
         "commercial": False,
         "purpose": "DUO:0000042",
         "data_class": "cardiology",

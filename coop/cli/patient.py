@@ -243,11 +243,13 @@ def _decide(
     event: Literal["decide", "object", "lift"] = "decide",
     as_json: bool,
 ) -> None:
+    from coop.cli.acting import told_before
+
     pinned = _trusted(trust)
     signing = _key(key_file)
     with _client(signing) as client:
         pid = _pid(client)
-        notice = None if policy is None else _told(client, quiet=as_json)
+        notice = None if policy is None else told_before(client, quiet=as_json)
         found = _submitted(client, signing, pid, (policy, notice, event))
     if found is None:
         facts: dict[str, Any] = {"pid": pid, "event": None}
@@ -270,26 +272,16 @@ def _decide(
     show(facts, as_json, text)
 
 
-def _told(client: "Client", *, quiet: bool) -> "Notice":
-    """What she is told before she signs, shown; her signature is bound to exactly these words."""
-    from coop.canonical import sha256
-    from coop.documents.consent import Notice
-
-    found = client.get("/v1/notices:current")
-    if sha256(found["text"].encode()).hex() != found["notice"]["sha256"]:
-        raise ConsentRefusedError("notice: its digest is not that of the words shown")
-    if not quiet:
-        print(found["text"])
-    return Notice.model_validate(found["notice"])
-
-
 def _submitted(
     client: "Client", signing: "SigningKey", pid: str, choice: "Choice"
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The event that was sent and the registry's answer; None when there is nothing to withdraw."""
+    from coop.cli.acting import acting
+
     problem: Mapping[str, Any] | None = None
     for _ in range(_TRIES):
-        document = _event(signing, client.get(f"/v1/consents/{pid}"), choice)
+        standing = client.get(f"/v1/consents/{pid}")
+        document = _event(signing, standing, choice, acting(client, signing, standing))
         if document is None:
             return None
         result = client.post("/v1/consents", {"documents": [document]})["results"][0]
@@ -303,7 +295,7 @@ def _submitted(
 
 
 def _event(
-    signing: "SigningKey", standing: Mapping[str, Any], choice: "Choice"
+    signing: "SigningKey", standing: Mapping[str, Any], choice: "Choice", speaks: dict[str, Any]
 ) -> dict[str, Any] | None:
     """The next event of the chain, signed; None when there is nothing to withdraw."""
     from coop.documents.consent import Consent
@@ -325,6 +317,7 @@ def _event(
         event=asked if asked != "decide" else "revoke" if policy is None else decided,  # type: ignore[arg-type]  # Consent checks it
         policy=policy,
         notice=notice,
+        **speaks,
     )
     return dict(issue(subject, signing, int(time.time())))
 

@@ -263,7 +263,8 @@ def test_the_answers_are_recomputed_from_the_released_model_and_the_hospitals(st
     told = [signed["credentialSubject"] for signed in answers.values()]
     assert cohort["count"] == sum(one["count_noised"] for one in told)
     mean = sum(one["risk_sum_noised_micro"] for one in told) / cohort["count"]
-    assert abs(cohort["mean_risk_micro"] - mean) <= 1
+    # A mean of noised sums may lie outside what a mean of risks can be; what is told never does.
+    assert abs(cohort["mean_risk_micro"] - min(max(mean, 0), MICRO)) <= 1
     for name, signed in answers.items():
         assert document_digest(story.document(document_digest(signed))) == document_digest(signed)
         with story.sites[name].database.reading() as connection:

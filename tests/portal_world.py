@@ -106,9 +106,11 @@ class House:
         database.close()
         return world.model_id
 
-    def patient(self, name: str, number: int, *, choice: str | None = None) -> tuple[str, str]:
+    def patient(
+        self, name: str, number: int, *, choice: str | None = None, key: SigningKey | None = None
+    ) -> tuple[str, str]:
         """A persona joins with a key of her own and, if she has a choice, signs it: (pid, did)."""
-        key = SigningKey.generate()
+        key = key or SigningKey.generate()
         with self.client(name) as client:
             sent = redemption(self.code(number), key)
             client.post("/v1/enrolments:redeem", {"redemptions": [sent]})

@@ -4,16 +4,22 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from portal_world import NOTICE, House, house
+from portal_world import NOTICE, SITE, House, house
 from streamlit.testing.v1 import AppTest
 
 import ui
+from consent.policy import preset
 from coop.client import Client
+from coop.documents.consent import Consent
+from coop.documents.envelope import issue
+from coop.documents.people import Representation
+from coop.keys import SigningKey
 from ui import session, viewmodels, wording
 from ui.session import Person, Portal
 
@@ -124,6 +130,59 @@ def test_a_patient_reads_which_key_decides_and_closes_it_only_when_sure(home: Ho
     with home.client("dan") as dan:
         records = dan.get("/v1/me/keys")["records"]
     assert next(record for record in records if record["pid"] == pid)["closed"]
+
+
+def test_ending_a_proxy_or_closing_the_key_ends_what_he_allowed_and_not_what_she_did(home: House):
+    for number, ending in ((12, "end"), (13, "close")):
+        hers, his = SigningKey.generate(), SigningKey.generate()
+        pid, _did = home.patient("eve", number, key=hers)
+        _proxy_allows(home, pid, hers, his)
+        assert _state_of(home, pid) == "active"
+        app = show(home, "keys", "my_keys", "eve")
+        assert any("with no last day" in text.value for text in app.markdown)
+        assert wording.PERSON_END_TEXT in [text.value for text in app.markdown]
+        if ending == "end":
+            (button,) = [one for one in app.button if str(one.key).startswith("end-")]
+            button.click().run()
+        else:
+            app.checkbox(key=f"sure-{pid}").check().run()
+            app.button(key=f"close-{pid}").click().run()
+        assert not app.exception
+        assert "In force everywhere by" in app.success[0].value
+        assert _state_of(home, pid) == "expired"
+    allowed = home.patient("eve", 14, choice="all-research")[0]
+    with home.client("eve") as eve:
+        eve.post(f"/v1/keys/{allowed}/revoke-all")
+    assert _state_of(home, allowed) == "active"
+
+
+def _proxy_allows(home: House, pid: str, hers: SigningKey, his: SigningKey) -> None:
+    """Her key names a proxy without an end, and he allows all research."""
+    now = int(time.time())
+    said = {"pid": pid, "site": SITE, "did": his.did, "role": "proxy"}
+    named = Representation(**said, valid_from=now - 1, valid_until=2**53 - 1)
+    with home.client("eve") as eve:
+        (result,) = eve.post("/v1/keys", {"documents": [issue(named, hers, now)]})["results"]
+        assert result["problem"] is None
+        (record,) = [one for one in eve.get("/v1/me/keys")["records"] if one["pid"] == pid]
+        grant = Consent(
+            pid=pid,
+            site=SITE,
+            domain="research",
+            sequence=1,
+            event="grant",
+            policy=preset("all-research"),
+            notice=NOTICE,
+            actor="representative",
+            representation=record["representatives"][0]["digest"],
+        )
+        sent = {"documents": [issue(grant, his, now)]}
+        assert eve.post("/v1/consents", sent)["results"][0]["problem"] is None
+
+
+def _state_of(home: House, pid: str) -> str:
+    with home.client("eve") as eve:
+        return str(eve.get(f"/v1/consents/{pid}")["state"])
 
 
 def test_her_list_of_uses_is_asked_for_under_her_own_signature(home: House):

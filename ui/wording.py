@@ -211,6 +211,7 @@ SIGNER_TEXT: Final = {
     "again": "Your passkey is made. Please confirm once more, to join with it.",
     "created_passkey": "Your passkey has signed. The device keeps it; nothing else is needed.",
     "no_passkey": "The device made no passkey, or it was not confirmed. Nothing was sent.",
+    "no_portal": "This record's key is a passkey. It signs only at the portal's own address.",
     "no_storage": "This browser does not let the page keep a key. Try another, or the desk.",
 }
 
@@ -230,16 +231,46 @@ KEY_KINDS: Final = {
 KEY_CLOSED: Final = (
     "Closed: nobody can allow anything more with this record until your hospital gives a new code."
 )
-KEY_WAITS: Final = "This key is new. It can stop everything now, and allow something from {day} on."
+KEY_WAITS: Final = (
+    "This key is new. It can stop everything now, and allow something from {day} on. If you did "
+    "not ask for it, object below: you close it."
+)
 KEY_NEXT: Final = "The key that may follow is named: coop patient rotate replaces yours at once."
 KEY_NO_NEXT: Final = (
     "No key that may follow is named: for a new one, ask for a new code at your hospital's desk."
 )
-KEY_GUARDIANS: Final = "{threshold} of {count} people you named can give your record a new key."
+KEY_GUARDIANS: Final = (
+    "{threshold} of {count} people you named can give your record a new key, each with "
+    "coop patient recover."
+)
 KEY_VOTES: Final = (
     "{count} of them have asked for a new key. If you did not want that, close the key."
 )
 KEY_NO_GUARDIANS: Final = "Nobody is named who could give your record a new key, if yours is lost."
+PENDING: Final = (
+    "What was last allowed takes effect on {day}, not before. If you did not want that, stop it."
+)
+PENDING_NEVER: Final = (
+    "What was last allowed never takes effect: its key was closed or replaced before that day."
+)
+PENDING_STOP: Final = "Stop it, at once"
+PENDING_STOPPED: Final = "Stopped. In force everywhere by {time}."
+ON_DEATH: Final = {
+    "stop": "When you have died, nothing new uses this record.",
+    "continue": "When you have died, your decision stays as it is.",
+    "dead": "A death was reported for this record: nothing more can be allowed with it.",
+}
+COMMANDS_TITLE: Final = "With a key file on your own computer"
+COMMANDS: Final = """\
+This is for keys made by `coop patient new`. A key of a browser has no such file: for another one, \
+ask for a new code at your hospital's desk.
+
+- `coop patient keys` shows what stands here.
+- `coop patient rotate` replaces your key by the next one, if one is named; at once.
+- `coop patient recover --prepare --key NEWFILE` makes a new key when yours is lost, and prints \
+what the people you named then give to `coop patient recover`.
+- `coop patient close` closes your key, as below.
+"""
 PEOPLE_TITLE: Final = "Who can decide for you"
 PEOPLE_NONE: Final = "Nobody but you."
 ROLES: Final = {
@@ -250,14 +281,17 @@ ROLES: Final = {
 }
 NAMED_BY: Final = {"patient": "named by you", "hospital": "recorded by your hospital"}
 PERSON_END: Final = "End this, at once"
-PERSON_ENDED: Final = (
-    "Ended. In force everywhere by {time}. What was allowed before stays as it is."
-)
+PERSON_END_TEXT: Final = "If what is allowed now was allowed by this person, it ends, too."
+PERSON_ENDED: Final = f"Ended. In force everywhere by {{time}}. {PERSON_END_TEXT}"
 CLOSE_TITLE: Final = "I lost my key, or somebody else may have it"
+OBJECT_KEY_TITLE: Final = "I did not ask for this new key"
 CLOSE_TEXT: Final = (
     "Closing ends what this key can allow: until your hospital has enrolled a new one, nothing can "
-    "be allowed with your record by anybody. What you allowed already stays allowed: to end that, "
-    "stop it under “My consents”. Closing cannot be undone here."
+    "be allowed with your record by anybody, and the new one can allow something after seven days. "
+    "What you allowed yourself and is in force stays in force: to end that, stop it under “My "
+    "consents”. Proxies that a key of this record named end, and what is allowed by one of them "
+    "ends, too. What the key or a proxy allowed for a later day never begins. Closing cannot be "
+    "undone here."
 )
 CLOSE_SURE: Final = "I understand, and want to close this key"
 CLOSE: Final = "Close this key"

@@ -1,7 +1,7 @@
 """One way for commands to answer: a JSON document for programs, or text for people."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -26,10 +26,15 @@ def told(facts: Mapping[str, object], indent: str = "") -> str:
     return "\n".join(lines)
 
 
+_LAST_DATE: Final = 253_402_300_799  # of the year 9999; documents say later for "no end"
+
+
 def day(seconds: int) -> str:
     """A time as people in every zone read it: `2026-11-25 04:12:07 UTC`."""
     from coop.keys import iso
 
+    if seconds > _LAST_DATE:
+        return "no last day"
     return iso(seconds).replace("T", " ").replace("Z", " UTC")
 
 

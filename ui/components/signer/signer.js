@@ -239,7 +239,8 @@ export default function ({ parentElement: root, data, setTriggerValue: fire }) {
   on("dosign", async () => {
     const kept = await keys("readonly", (store) => store.get(data.did));
     const byPasskey = data.did.startsWith("did:key:zDn"); // P-256 as a did:key
-    if (byPasskey ? !party : !kept) throw Error("no_key");
+    if (byPasskey && !party) throw Error("no_portal");
+    if (!byPasskey && !kept) throw Error("no_key");
     const sign = byPasskey ? passkey(party, kept) : ed25519(kept);
     const signature = await sign(await toSign(data.statement));
     say(data.text.signed);

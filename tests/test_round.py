@@ -27,7 +27,7 @@ from coop.errors import CoopError
 from coop.keys import BadSignatureError, SigningKey
 from federated import round as rounds
 from federated.answers import State, answer
-from federated.approval import NotApprovedError, approved, revoke
+from federated.approval import NotApprovedError, approved, approved_study, revoke
 from federated.budget import BudgetExhaustedError, cohort_of, debit, site_spend
 from federated.mandate import (
     OrderMismatchError,
@@ -289,16 +289,21 @@ def test_a_study_altered_after_the_approval_is_refused(coop, run):
     refused(run, run.input(), NotApprovedError)
 
 
-def test_an_altered_row_in_the_hospitals_own_table_is_no_approval(coop, run):
-    altered = issue(run.study.model_copy(update={"commercial": True}), coop.researcher, now())
+@pytest.mark.parametrize("renamed", [False, True], ids=["study", "study and its digest"])
+def test_an_altered_row_in_the_hospitals_own_table_is_no_approval(coop, run, renamed):
     from coop.canonical import jcs
 
+    altered = issue(run.study.model_copy(update={"commercial": True}), coop.researcher, now())
+    named = digest_of(altered if renamed else run.document)
     with coop.site.database.unit_of_work() as connection:
+        assert approved_study(connection, coop.site, digest_of(run.document)).study == run.study
         connection.execute(
             sa.update(approved)
             .where(approved.c.study_sha256 == digest_of(run.document))
-            .values(study=jcs(altered).decode())
+            .values(study=jcs(altered).decode(), study_sha256=named)
         )
+        with pytest.raises(NotApprovedError, match="stored study"):
+            approved_study(connection, coop.site, named)
     refused(run, run.input(), NotApprovedError)
 
 

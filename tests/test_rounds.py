@@ -252,6 +252,7 @@ def test_the_same_round_is_committed_once(world: TrainingWorld):
     request = world.rounds.request(asked)
     world.rounds.conclude(asked, request, [], [], weights(1, 2), ZERO)
     refused("training.not-open", world.rounds.conclude, asked, request, [], [], weights(9, 9), ZERO)
+    assert world.rounds.next_round(digest).weights["weight"].tolist() == [1, 2]
 
 
 def test_a_failed_run_resumes_under_its_own_order(world: TrainingWorld):

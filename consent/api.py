@@ -244,8 +244,18 @@ def _owner_routes(router: APIRouter, doors: Doors, registry: Registry) -> None:
 
     @doors.route(router, "GET", "/v1/me", PATIENT)
     def me(caller: CallerDep) -> dict[str, Any]:
-        """The caller's records."""
-        return {"pids": [{"pid": pid, "site": site} for pid, site in mine(doors, registry, caller)]}
+        """The caller's records: her own, and those of others for whom her key decides."""
+        found = mine(doors, registry, caller)
+        return {
+            "pids": [
+                {
+                    "pid": pid,
+                    "site": site,
+                    "own": caller.did is None or registry.enrolled(pid).did == caller.did,
+                }
+                for pid, site in found
+            ]
+        }
 
     @doors.route(router, "GET", "/v1/me/consents", PATIENT)
     def my_consents(caller: CallerDep) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Consent events on their way into the registry: opened, folded onto chains, logged, stored."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -127,6 +127,27 @@ class Events:
             actor=actor,  # type: ignore[arg-type]  # Consent checks it
         )
         return issue(subject, self._key, self._now())
+
+    def object_too(self, connection: sa.Connection, linked: Collection[tuple[int, str]]) -> None:
+        """Whoever objects to all research with every record of hers objects with a new one, too.
+
+        She can lift it for this record alone; nothing sets it again.
+
+        Args:
+            connection: Of the unit of work that links them.
+            linked: (account, pid) of what has just become hers.
+        """
+        for account, pid in sorted(linked):
+            others = [own for own, _ in members.pids_of(connection, account) if own != pid]
+            known = standings(connection, [*others, pid])
+            if not others or (pid in known and known[pid].objected):
+                continue
+            if all(own in known and known[own].objected for own in others):
+                key = enrolled_or_refused(connection, pid, lock=True)
+                document = self.restriction(key, known.get(pid), "object", "session")
+                (stored,) = self.append(connection, [self.open(document)])
+                if isinstance(stored, CoopError):
+                    raise stored
 
     def append(
         self, connection: sa.Connection, items: Sequence[Opened[Consent] | CoopError]

@@ -40,11 +40,16 @@ class UnknownSiteError(NotFoundError):
     code = "enrolment.unknown-site"
 
 
+Linked = set[tuple[int, str]]
+"""(account, pid) of the records that have just become an account's."""
+
+
 def redeem(
     connection: sa.Connection,
     bodies: Sequence[Mapping[str, Json]],
     account: int | None,
     context: tuple[int, RelyingParty | None],
+    linked: Linked,
 ) -> list[dict[str, Any]]:
     """Keep redemptions for their hospitals; a repeat by the same key reports how it stands.
 
@@ -53,6 +58,7 @@ def redeem(
         bodies: What devices sent.
         account: Of whoever is signed in.
         context: The time, and the portal whose passkeys may redeem.
+        linked: Gets what is linked.
 
     Returns:
         For each: {"code_id", "state", "site", "pid", "problem"}.
@@ -61,7 +67,7 @@ def redeem(
     results: list[dict[str, Any]] = []
     for body in bodies:
         try:
-            results.append(_redeem_one(connection, body, account, (*context, sites)))
+            results.append(_redeem_one(connection, body, account, (*context, sites), linked))
         except CoopError as error:
             results.append(
                 {
@@ -80,6 +86,7 @@ def _redeem_one(
     body: Mapping[str, Json],
     account: int | None,
     context: tuple[int, RelyingParty | None, Mapping[str, str]],
+    linked: Linked,
 ) -> dict[str, Any]:
     now, passkeys, sites = context
     code_id, did = check_proof(body, passkeys)
@@ -89,7 +96,7 @@ def _redeem_one(
     query = sa.select(redemption).where(redemption.c.code_id == code_id).with_for_update()
     row = connection.execute(query).one_or_none()
     if row is not None and row.did == did and row.state != "refused":
-        return _again(connection, row, account)
+        return _again(connection, row, account, linked)
     if row is not None and row.state != "refused":
         raise RedemptionRefusedError("code_id: this code is in use with another key")
     if _pids_of_key(connection, did):
@@ -117,14 +124,17 @@ def _named(body: Mapping[str, Json]) -> str | None:
 
 
 def _again(
-    connection: sa.Connection, row: sa.Row[tuple[object, ...]], account: int | None
+    connection: sa.Connection,
+    row: sa.Row[tuple[object, ...]],
+    account: int | None,
+    linked: Linked,
 ) -> dict[str, Any]:
     if account is not None and row.account_id is None and _speaks(connection, row):
         # She proved that she holds the key, so the account she is signed in with is hers.
         same = redemption.c.code_id == row.code_id
         connection.execute(redemption.update().where(same).values(account_id=account))
-        if row.pid is not None:
-            members.link_pid(connection, account, row.pid, row.site)
+        if row.pid is not None and members.link_pid(connection, account, row.pid, row.site):
+            linked.add((account, row.pid))
     return {
         "code_id": row.code_id,
         "state": row.state,
@@ -186,6 +196,7 @@ def add_enrolments(
     site: str,
     documents: Sequence[Mapping[str, Json]],
     context: tuple[str, int],
+    linked: Linked,
 ) -> list[dict[str, Any]]:
     """Store enrolments that `site` signed, in the log and beside it; one bad one stops no other.
 
@@ -195,6 +206,7 @@ def add_enrolments(
         site: The hospital that is asking.
         documents: What it signed.
         context: The registry's did, and the time.
+        linked: Gets what is linked.
 
     Returns:
         For each: {"code_id", "state", "problem"}. The same document twice is stored once.
@@ -225,7 +237,7 @@ def add_enrolments(
     for place, opened in zip(logged, fresh.values(), strict=True):
         pid = opened.subject.pid
         keys[pid] = store(connection, opened, place, keys.get(pid), (now, desks, None))
-        _link(connection, opened.subject, keys[pid].speakers.waits_until)
+        _link(connection, opened.subject, keys[pid].speakers.waits_until, linked)
     return results
 
 
@@ -278,7 +290,7 @@ def _stored(connection: sa.Connection, opened: Opened[Enrolment]) -> bool:
     return connection.execute(query).first() is not None
 
 
-def _link(connection: sa.Connection, subject: Enrolment, waits_until: int) -> None:
+def _link(connection: sa.Connection, subject: Enrolment, waits_until: int, linked: Linked) -> None:
     same = redemption.c.code_id == subject.code_id
     account = connection.execute(sa.select(redemption.c.account_id).where(same)).scalar()
     done = {"state": "enrolled", "reason": None, "pid": subject.pid}
@@ -286,8 +298,8 @@ def _link(connection: sa.Connection, subject: Enrolment, waits_until: int) -> No
     # The hospital checked anew who she is: whoever redeemed an earlier code is not her any more,
     # but can still say, while the new key waits, that the hospital was deceived.
     members.unlink_pid(connection, subject.pid, keep=account, may_object_until=waits_until)
-    if account is not None:
-        members.link_pid(connection, account, subject.pid, subject.site)
+    if account is not None and members.link_pid(connection, account, subject.pid, subject.site):
+        linked.add((account, subject.pid))
 
 
 def _pids_of_key(connection: sa.Connection, did: str) -> set[str]:

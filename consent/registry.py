@@ -16,6 +16,7 @@ from consent.events import Events, OnRevoked, enrolled_or_refused
 from consent.lease import Leases
 from consent.people import People, people_before
 from consent.policy import preset_of, summary
+from consent.redeem import Linked
 from consent.roster import Roster
 from consent.store import (
     Enrolled,
@@ -87,8 +88,12 @@ class Registry:
     ) -> list[dict[str, Any]]:
         """Keep redemptions for their hospitals (`consent.redeem.redeem`)."""
         _check_batch(redemptions)
+        linked: Linked = set()
+        context = (self.now(), self.passkeys)
         with self.database.unit_of_work() as connection:
-            return redeem.redeem(connection, redemptions, account_id, (self.now(), self.passkeys))
+            results = redeem.redeem(connection, redemptions, account_id, context, linked)
+            self._events.object_too(connection, linked)
+        return results
 
     def pending_redemptions(self, site: str) -> list[dict[str, Json]]:
         """What this hospital has not answered yet."""
@@ -109,10 +114,15 @@ class Registry:
         """Store a hospital's enrolments and refusals (`consent.redeem.add_enrolments`)."""
         _check_batch(documents)
         _check_batch(refused)
+        linked: Linked = set()
         with self.database.unit_of_work() as connection:
             redeem.refuse(connection, site, refused)
             context = (self._did, self.now())
-            return redeem.add_enrolments(connection, self.journal, site, documents, context)
+            results = redeem.add_enrolments(
+                connection, self.journal, site, documents, context, linked
+            )
+            self._events.object_too(connection, linked)
+        return results
 
     def enrolled(self, pid: str) -> Enrolled:
         """The key that speaks for a record.

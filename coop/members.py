@@ -242,11 +242,10 @@ def pids_of(connection: sa.Connection, account_id: int) -> list[tuple[str, str]]
     return [(row.pid, row.site) for row in connection.execute(query)]
 
 
-def link_pid(connection: sa.Connection, account_id: int, pid: str, site: str) -> None:
-    """Note that this account redeemed the code of `pid`; idempotent."""
-    insert_ignore(
-        connection, account_pid_table, {"account_id": account_id, "pid": pid, "site": site}
-    )
+def link_pid(connection: sa.Connection, account_id: int, pid: str, site: str) -> bool:
+    """Note that this account redeemed the code of `pid`; whether that is new. Idempotent."""
+    row: dict[str, object] = {"account_id": account_id, "pid": pid, "site": site}
+    return insert_ignore(connection, account_pid_table, row) > 0
 
 
 def unlink_pid(

@@ -1,7 +1,9 @@
 """Whoever is recorded to decide for somebody decides with the shipped command, and says as what."""
 
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 from consent_hub import ConsentHub, Hospital, clock
 from typer.testing import CliRunner
@@ -50,4 +52,89 @@ def test_a_recorded_parent_allows_and_stops_and_every_event_says_so(
     events = hub.registry.history(child.pid)
     assert [event["event"] for event in events] == ["grant", "object", "revoke"]
     assert {event["actor"] for event in events} == {"representative"}
+    basel.close()
+
+
+def ran(*args: str) -> dict[str, Any]:
+    done = CliRunner().invoke(app, ["patient", *args, "--json"])
+    assert done.exit_code == 0, done.output
+    return dict(orjson.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_patient_pauses_goes_on_and_sets_every_limit_at_the_command_line(
+    hub: ConsentHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COOP_HUB_URL", hub.url)
+    basel = Hospital(hub, tmp_path, "basel")
+    basel.connect()
+    (ann,) = basel.enrol(1)
+    ann.key.save(tmp_path / "ann.key")
+    mine = ("--key", str(tmp_path / "ann.key"))
+    ran("consent", "--preset", "all-research", *mine)
+    assert ran("resume", *mine)["event"] is None
+    assert ran("suspend", *mine)["event"] == "suspend"
+    assert hub.registry.overview(ann.pid)["state"] == "suspended"
+    assert ran("suspend", *mine)["event"] is None
+    assert ran("resume", *mine)["event"] == "resume"
+    assert hub.registry.overview(ann.pid)["state"] == "active"
+    limits = ("--min-cohort", "200", "--until", "2099-12-31", "--on-death", "continue")
+    assert ran("consent", "--preset", "all-research", *limits, *mine)["event"] == "amend"
+    newest = hub.registry.history(ann.pid)[-1]
+    said = newest["proof"]["document"]["credentialSubject"]
+    assert said["on_death"] == "continue"
+    assert said["policy"]["min_cohort"] == 200
+    ends = [
+        part["end"] for part in said["policy"]["provision"]["children"] if part["type"] == "permit"
+    ]
+    assert ends == [4102444800]  # the last day is included: it ends as 2100 begins, in UTC
+    basel.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--until", "2001-01-01"), ("--until", "soon"), ("--on-death", "sell"), ("--min-cohort", "0")],
+)
+def test_a_limit_that_makes_no_sense_is_named_before_anything_is_sent(
+    wrong: tuple[str, str], tmp_path: Path
+):
+    key = tmp_path / "ann.key"
+    SigningKey.generate().save(key)
+    asked = ["patient", "consent", "--preset", "all-research", "--key", str(key), *wrong]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 2
+    assert wrong[0] in done.output
+
+
+def test_her_proxy_decides_for_her_until_she_ends_it(
+    hub: ConsentHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COOP_HUB_URL", hub.url)
+    basel = Hospital(hub, tmp_path, "basel")
+    basel.connect()
+    ann, ben = basel.enrol(2)
+    carl = SigningKey.generate()
+    for name, key in (("ann", ann.key), ("ben", ben.key), ("carl", carl)):
+        key.save(tmp_path / f"{name}.key")
+    theirs = ("--key", str(tmp_path / "carl.key"))
+    for name in ("ann", "ben"):
+        ran("proxy", carl.did, "--until", "2099-12-31", "--key", str(tmp_path / f"{name}.key"))
+    done = CliRunner().invoke(app, ["patient", "consent", "--preset", "all-research", *theirs])
+    assert done.exit_code == 1
+    assert "--record" in str(done.exception)
+    # Being named somebody's proxy changes nothing about one's own record.
+    ran("proxy", ben.key.did, "--until", "2099-12-31", "--key", str(tmp_path / "ann.key"))
+    assert ran("object", "--key", str(tmp_path / "ben.key"))["pid"] == ben.pid
+    ran("object", "--lift", "--key", str(tmp_path / "ben.key"))
+    asked = ran("consent", "--preset", "all-research", "--record", ann.pid, *theirs)
+    assert asked["pid"] == ann.pid
+    assert hub.registry.history(ann.pid)[-1]["actor"] == "representative"
+    assert {event["actor"] for event in hub.registry.history(ben.pid)} == {"patient"}
+    assert ran("proxy", carl.did, "--end", "--key", str(tmp_path / "ann.key"))["ended"]
+    done = CliRunner().invoke(app, ["patient", "object", "--record", ann.pid, *theirs])
+    assert done.exit_code == 1
+    done = CliRunner().invoke(
+        app, ["patient", "proxy", carl.did, "--end", "--key", str(tmp_path / "ann.key")]
+    )
+    assert done.exit_code == 1
+    assert "nobody with this key" in str(done.exception)
     basel.close()

@@ -268,7 +268,7 @@ class Ledger(RuleBasedStateMachine):
     @rule(
         number=st.integers(0, 8),
         # Two of the large ones fill a life to the last, or but for a billionth.
-        rho=st.sampled_from([1, 777, CAP_RHO // 2 - 1, CAP_RHO // 2, CAP_RHO // 2 + 1, CAP_RHO]),
+        rho=st.sampled_from([1, CAP_RHO // 2, CAP_RHO // 2 + 1, CAP_RHO]),
         who=st.sets(st.integers(0, 3), min_size=1),
     )
     def ask(self, number, rho, who):
@@ -313,7 +313,7 @@ def test_the_ledger_holds_whatever_happens(database: Database):
     bound = type("BoundLedger", (Ledger,), {"database": database, "barred": []})
     case = bound.TestCase
     case.settings = settings(
-        max_examples=small_or_full(12, 200), stateful_step_count=15, deadline=None, derandomize=True
+        max_examples=small_or_full(30, 200), stateful_step_count=15, deadline=None, derandomize=True
     )
     case().runTest()
     assert bound.barred, "the machine never came to the cap"

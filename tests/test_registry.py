@@ -661,7 +661,7 @@ def test_a_patients_own_key_opens_her_own_record_only(web):
     first, second = enrol(hub, "zurich", *PIDS[:2])
     grant(hub, [first, second])
     mine = client.get("/v1/me", headers=signed(first.key, "GET", "/v1/me")).json()
-    assert mine == {"pids": [{"pid": first.pid, "site": "zurich"}]}
+    assert mine == {"pids": [{"pid": first.pid, "site": "zurich", "own": True}]}
     path = f"/v1/consents/{second.pid}/revoke"
     assert client.post(path, headers=signed(first.key, "POST", path)).status_code == 404
     assert client.post(path, headers=signed(second.key, "POST", path)).status_code == 200

@@ -4,7 +4,6 @@ These belong to the group in `coop.cli.hospital`, which is loaded through this m
 """
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 
 from coop.cli.hospital import HERE, Json, State, _hub, _open
 from coop.cli.imports import app
-from coop.cli.output import day, show
+from coop.cli.output import day, instant, show
 from coop.errors import CoopError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -51,7 +50,11 @@ def represent(  # noqa: PLR0913, PLR0917  (one per option of the command)
     from federated import representation
     from federated.mirror import Mirror
 
-    site, now = _open(state), int(time.time())
+    now = int(time.time())
+    ends = 0 if end else instant(until, "--until")
+    if not end and ends <= now:
+        raise typer.BadParameter("must lie in the future", param_hint="--until")
+    site = _open(state)
     if end:
         known = Mirror(site, _hub(site)).speakers()
         signed = representation.end(site, record_key, did, known, now=now)
@@ -61,7 +64,7 @@ def represent(  # noqa: PLR0913, PLR0917  (one per option of the command)
                 site,
                 record_key,
                 (did, _role(role)),
-                (now, _seconds(until)),
+                (now, ends),
                 _sha256(document, "--document"),
                 now=now,
             )
@@ -71,7 +74,7 @@ def represent(  # noqa: PLR0913, PLR0917  (one per option of the command)
         answers = representation.send(site, hub, now=now)
     site.close()
     refused = [one["problem"]["code"] for one in answers if one["problem"]]
-    told = "ended, at once" if end else f"may decide until {day(_seconds(until))}"
+    told = "ended, at once" if end else f"may decide until {day(ends)}"
     text = f"{did} {told}" + (f"; the hub refused: {', '.join(refused)}" if refused else "")
     show({"documents": signed, "refused": refused}, as_json, text)
     raise typer.Exit(1 if refused else 0)
@@ -304,18 +307,6 @@ def _role(text: str | None) -> Any:  # noqa: ANN401  (one of the four, checked)
     if text not in {"parent", "guardian", "proxy", "executor"}:
         raise typer.BadParameter("must be parent, guardian, proxy or executor", param_hint="--role")
     return text
-
-
-def _seconds(text: str | None) -> int:
-    """UTC seconds of a day (its first instant) or of a time with its zone."""
-    try:
-        at = datetime.fromisoformat(text or "")
-    except ValueError as error:
-        raise typer.BadParameter(
-            "must be a day like 2031-05-04, or a time like 2031-05-04T10:00:00+02:00",
-            param_hint="--until",
-        ) from error
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
 
 
 def _sha256(path: Path | None, option: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from coop.cli import hidden, patient
+from coop.cli import deciding, hidden, patient, proxies
 from coop.cli.output import day, show
 from coop.cli.patient import HERE, AsJson, KeyFile, app
 from coop.errors import CoopError, Kind
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from coop.client import Client
     from coop.keys import SigningKey
 
-__all__ = ["app", "hidden"]
+__all__ = ["app", "deciding", "hidden", "proxies"]
 
 NEXT: Final = ".next"
 """The key that may replace this one; the hospital holds its hash since the enrolment."""
@@ -44,7 +44,7 @@ def wishes(key: Path, guardians: list[str] | None, threshold: int) -> dict[str, 
 @app.command()
 def keys(key: KeyFile = HERE, as_json: AsJson = False) -> None:
     """Which key speaks for your record, who may decide for you, and what waits."""
-    with patient._client(patient._key(key)) as client:  # noqa: SLF001  (one group in two modules)
+    with patient.hub_client(patient.load_key(key)) as client:
         said = client.get("/v1/me/keys")
     lines = [line for record in said["records"] for line in _lines(record)]
     show(said, as_json, "\n".join(lines) or "your hospital has not enrolled this key")
@@ -73,9 +73,9 @@ def rotate(key: KeyFile = HERE, as_json: AsJson = False) -> None:
         raise NoNextKeyError(
             f"key file {following} is missing: ask at your hospital's desk for a new code"
         )
-    current, new = patient._key(key), SigningKey.load(following)  # noqa: SLF001
+    current, new = patient.load_key(key), SigningKey.load(following)
     later = _made(after)
-    with patient._client(current) as client:  # noqa: SLF001
+    with patient.hub_client(current) as client:
         record = _record(client)
     # Rotated before and killed before the files were moved: the hub knows the new key already.
     if record is not None:
@@ -88,9 +88,9 @@ def rotate(key: KeyFile = HERE, as_json: AsJson = False) -> None:
             key=new.did,
             next_key_sha256=committed(later.did),
         )
-        with patient._client(new) as client:  # noqa: SLF001
+        with patient.hub_client(new) as client:
             _submitted(client, subject, new)
-    with patient._client(new) as client:  # noqa: SLF001
+    with patient.hub_client(new) as client:
         record = _record(client)
     if record is None or record["key"]["did"] != new.did:
         raise NoNextKeyError("key: neither this key nor the next speaks for a record")
@@ -128,8 +128,8 @@ def recover(
         return
     if pid is None or new_key is None or next_key is None:
         raise typer.BadParameter("guardians give --pid, --new-key and --next-key")
-    guardian = patient._key(key)  # noqa: SLF001
-    with patient._client(guardian) as client:  # noqa: SLF001
+    guardian = patient.load_key(key)
+    with patient.hub_client(guardian) as client:
         record = client.get(f"/v1/keys/{pid}")
         subject = KeyEvent(
             pid=pid,
@@ -156,7 +156,7 @@ def close(key: KeyFile = HERE, as_json: AsJson = False) -> None:
 
     For a key that somebody else may have; also the key before a recovery may do it.
     """
-    with patient._client(patient._key(key)) as client:  # noqa: SLF001
+    with patient.hub_client(patient.load_key(key)) as client:
         said = client.get("/v1/me/keys")
         pids = [record["pid"] for record in (*said["records"], *said["replaced"])]
         if not pids:
@@ -185,7 +185,7 @@ def _submitted(client: "Client", subject: Any, key: "SigningKey") -> None:  # no
 
     document = issue(subject, key, int(time.time()))
     (result,) = client.post("/v1/keys", {"documents": [document]})["results"]
-    patient._raise_if_refused(result["problem"])  # noqa: SLF001
+    patient.raise_if_refused(result["problem"])
 
 
 def _lines(record: dict[str, Any]) -> list[str]:

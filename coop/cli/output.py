@@ -1,9 +1,11 @@
 """One way for commands to answer: a JSON document for programs, or text for people."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
+import typer
 
 
 def show(facts: Mapping[str, object], as_json: bool, text: str) -> None:
@@ -26,6 +28,7 @@ def told(facts: Mapping[str, object], indent: str = "") -> str:
     return "\n".join(lines)
 
 
+_DAY_S: Final = 86_400
 _LAST_DATE: Final = 253_402_300_799  # of the year 9999; documents say later for "no end"
 
 
@@ -36,6 +39,33 @@ def day(seconds: int) -> str:
     if seconds > _LAST_DATE:
         return "no last day"
     return iso(seconds).replace("T", " ").replace("Z", " UTC")
+
+
+def instant(text: str | None, option: str) -> int:
+    """UTC seconds of a day that was typed (its first instant), or of a time with its zone."""
+    return _instant(text, option)[0]
+
+
+def last_second(text: str, option: str, *, now: int) -> int:
+    """UTC seconds at which what holds until a day (that day included) or a time has ended."""
+    at, whole_day = _instant(text, option)
+    end = at + _DAY_S if whole_day else at
+    if end <= now:
+        raise typer.BadParameter("must lie in the future", param_hint=option)
+    return end
+
+
+def _instant(text: str | None, option: str) -> tuple[int, bool]:
+    typed = text or ""
+    try:
+        at = datetime.fromisoformat(typed)
+    except ValueError as error:
+        raise typer.BadParameter(
+            "must be a day like 2031-05-04, or a time like 2031-05-04T10:00:00+02:00",
+            param_hint=option,
+        ) from error
+    seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    return int(seconds), "T" not in typed and " " not in typed
 
 
 def micro(text: str | None) -> int | None:

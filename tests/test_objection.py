@@ -1,0 +1,125 @@
+"""An objection with everything she has holds for what she is given later, until she lifts it."""
+
+from pathlib import Path
+
+import pytest
+from consent_hub import ConsentHub, Hospital, clock
+
+from coop import members
+from coop.db import Database
+from coop.documents.consent import Consent
+from coop.documents.envelope import issue
+from coop.enrolment import redemption
+from coop.keys import SigningKey
+from federated import desk
+from federated.site import patient
+
+
+@pytest.fixture
+def hub(database: Database):
+    made = ConsentHub(database)
+    made.url = made.serve()
+    yield made
+    made.stop()
+
+
+def account(hub: ConsentHub, name: str) -> int:
+    with hub.database.unit_of_work() as connection:
+        return members.account_of(connection, "https://id.test", name)
+
+
+def answer(hub: ConsentHub, hospital: Hospital) -> None:
+    said = desk.answer(
+        hospital.site, hub.registry.pending_redemptions(hospital.site.name), now=clock()
+    )
+    hub.registry.add_enrolments(hospital.site.name, said.documents, said.refused)
+
+
+def ask(
+    hub: ConsentHub, hospital: Hospital, record: str, who: int | None
+) -> tuple[str, SigningKey, dict]:
+    pid = hospital.site.pid_of(record)
+    with hospital.site.database.unit_of_work() as connection:
+        connection.execute(patient.insert(), [{"pid": pid, "record_key": record}])
+    (code,) = desk.enrol(hospital.site, [record], method="demo", now=clock()).values()
+    key = SigningKey.generate()
+    sent = redemption(code, key)
+    (result,) = hub.registry.redeem([sent], who)
+    assert result["problem"] is None
+    return pid, key, sent
+
+
+def events(hub: ConsentHub, pid: str) -> list[str]:
+    return [f"{event['event']} by {event['actor']}" for event in hub.registry.history(pid)]
+
+
+def lift(hub: ConsentHub, pid: str, key: SigningKey) -> None:
+    standing = hub.registry.standing(pid)
+    subject = Consent(
+        pid=pid,
+        site=hub.registry.enrolled(pid).site,
+        domain="research",
+        sequence=standing.sequence + 1,
+        previous=standing.head_digest,
+        event="lift",
+    )
+    (result,) = hub.registry.submit([issue(subject, key, clock())])
+    assert result["problem"] is None
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at the enrolment", "linked afterwards"])
+def test_a_record_that_becomes_hers_is_objected_like_all_others(
+    hub: ConsentHub, tmp_path: Path, *, late: bool
+):
+    basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
+    basel.connect()
+    bern.connect()
+    ann = account(hub, "ann")
+    first, _, _ = ask(hub, basel, "1", ann)
+    answer(hub, basel)
+    assert events(hub, first) == []  # nothing to carry over
+    hub.registry.restrict(first, "object", "session")
+    second, key, sent = ask(hub, bern, "2", None if late else ann)
+    answer(hub, bern)
+    if late:
+        assert events(hub, second) == []
+        hub.registry.redeem([sent], ann)  # she proves with the key that the record is hers
+    assert events(hub, second) == ["object by session"]
+    # What she says for one record alone stays so, whoever repeats what.
+    lift(hub, second, key)
+    hub.registry.redeem([sent], ann)
+    answer(hub, bern)
+    assert events(hub, second) == ["object by session", "lift by patient"]
+    # And with one record free, her objection is no longer to everything.
+    third, _, _ = ask(hub, bern, "3", ann)
+    answer(hub, bern)
+    assert events(hub, third) == []
+    # Somebody else's records are hers.
+    other, _, _ = ask(hub, bern, "4", account(hub, "ben"))
+    answer(hub, bern)
+    assert events(hub, other) == []
+    basel.close()
+    bern.close()
+
+
+def test_no_enrolment_is_stored_without_its_objection(
+    hub: ConsentHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
+    basel.connect()
+    bern.connect()
+    ann = account(hub, "ann")
+    first, _, _ = ask(hub, basel, "1", ann)
+    answer(hub, basel)
+    hub.registry.restrict(first, "object", "session")
+    second, _, _ = ask(hub, bern, "2", ann)
+    monkeypatch.setattr(hub.registry._events, "append", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        answer(hub, bern)
+    monkeypatch.undo()
+    with hub.database.reading() as connection:
+        assert (second, "bern") not in members.pids_of(connection, ann)
+    answer(hub, bern)
+    assert events(hub, second) == ["object by session"]
+    basel.close()
+    bern.close()

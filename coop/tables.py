@@ -21,7 +21,7 @@ OWNERS: Final = (
     "federated.site",
     "federated.quality",
     "federated.mirror",
-    "federated.approval",
+    "federated.approval_store",
     "federated.control",
     "federated.budget",
     "federated.cohort_audit",

@@ -13,13 +13,13 @@ import sqlalchemy as sa
 
 from coop.canonical import document_digest, jcs, parse_object
 from coop.client import Client
-from coop.db import metadata
 from coop.documents.envelope import Opened, WrongDocumentError, issue, open_document
 from coop.documents.study import MICRO, Approval, Study
 from coop.errors import ConflictError, CoopError, InvalidInputError, Kind
 from coop.keys import SigningKey
-from federated import after_restore, control
+from federated import after_restore, control, cosigning, witnesses
 from federated.accounting import Plan, plan
+from federated.approval_store import approved
 from federated.budget import Lines, debit
 from federated.fab import fab_hash
 from federated.mirror_store import mirror_note
@@ -29,31 +29,11 @@ from federated.study_limits import EPSILON_MAX_MICRO, price, refusals
 EPSILON_DEFAULT: Final = "1"
 _RESTORED_AT: Final = "restored_at"
 
-approved = sa.Table(
-    "approved",
-    metadata,
-    sa.Column("study_sha256", sa.String(64), primary_key=True),
-    sa.Column("study_id", sa.String(64), nullable=False, index=True),
-    sa.Column("version", sa.BigInteger, nullable=False),
-    sa.Column("study", sa.Text, nullable=False),
-    sa.Column("approval", sa.Text, nullable=False),
-    sa.Column("digest", sa.String(64), nullable=False),
-    sa.Column("at", sa.BigInteger, nullable=False),
-    sa.Column("revoked_at", sa.BigInteger),
-)
-"""Studies this hospital approved: both signed documents, as canonical text."""
-
 
 class StudyAlteredError(ConflictError):
     """The hub shows another document than the one it names, or a second one under the same name."""
 
     code = "approval.study-altered"
-
-
-class WitnessChangedError(ConflictError):
-    """The hub names another key for a hospital than the one pinned here before."""
-
-    code = "approval.witness-changed"
 
 
 class NotApprovedError(CoopError):
@@ -119,7 +99,8 @@ def review(
         "fields": [feature.name for feature in study.schema_.features],
         **({} if problems else price(study)),
         "software": software_version(),
-        "witnesses": _witnesses(site, client),
+        "witnesses": witnesses.known(site),
+        "unknown_witnesses": witnesses.unknown(site, client),
         "problems": [{"code": problem.code, "message": problem.message} for problem in problems],
     }
 
@@ -155,7 +136,7 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
     Raises:
         UnknownApproverError, SecondApproverError: Two approvers must say yes; nothing was signed.
         StudyAlteredError, StudyExpiredError, UnknownPurposeError, PriceTooHighError,
-        WitnessChangedError: A step refused; nothing was signed.
+        WitnessChangedError, WitnessUnknownError: A step refused; nothing was signed.
         RestoreUnsettledError: What was approved after the backup is not charged for yet.
     """
     cap_micro = _cap(epsilon_cap)
@@ -168,7 +149,7 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
         raise problem
     control.second_look(site, opened.digest, cap_micro, by, now=now)
     # (3)
-    witnesses = _witnesses(site, client)
+    pinned = witnesses.agreed(site, client)
     # (4)
     subject = Approval(
         study_sha256=opened.digest,
@@ -179,7 +160,7 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
         epsilon_cap_micro=cap_micro,
         software=software_version(),
         fab_sha256=fab_sha256 or fab_hash(),
-        witnesses=witnesses,
+        witnesses=pinned,
         expires=study.expires,
     )
     document = _keep(site, opened, subject, now)
@@ -209,7 +190,8 @@ def distrust_budgets(site: Site, *, now: int) -> int:
 
     Everybody is charged for all that the approvals of then may have spent (`after_restore`). Every
     approval ends, and a study of before cannot be approved again: only a new version, with budget
-    lines of its own, once `settle_restore` has asked the hub. Returns how many approvals ended.
+    lines of its own, once `settle_restore` has asked the hub. Nothing is cosigned before another
+    hospital has shown the log (`cosigning`). Returns how many approvals ended.
     """
     with site.database.unit_of_work() as connection:
         standing = approved.c.revoked_at.is_(None)
@@ -220,6 +202,7 @@ def distrust_budgets(site: Site, *, now: int) -> int:
         drawing = [a.study for a in were if min(a.study.expires, a.approval.expires) > known]
         after_restore.distrust(connection, drawing, now=now)
         put_state(connection, _RESTORED_AT, str(now))
+        cosigning.pause(connection, site, now)
         return connection.execute(
             sa.update(approved).where(standing).values(revoked_at=now)
         ).rowcount
@@ -278,16 +261,6 @@ def approved_studies(connection: sa.Connection) -> list[dict[str, Any]]:
     return listed
 
 
-def witnesses_of(connection: sa.Connection, did: str) -> dict[str, str]:
-    """The other hospitals' keys pinned by approvals that this hospital (`did`) signed."""
-    pinned: dict[str, str] = {}
-    for text in connection.execute(
-        sa.select(approved.c.approval).order_by(approved.c.at)
-    ).scalars():
-        pinned |= open_document(Approval, parse_object(text), issuers={did}).subject.witnesses
-    return pinned
-
-
 def _fetch(client: Client, study_id: str, version: int | None) -> Opened[Study]:
     answer = client.get(f"/v1/studies/{study_id}", version=version)
     opened = open_document(Study, answer["document"], issuers=None)
@@ -295,29 +268,6 @@ def _fetch(client: Client, study_id: str, version: int | None) -> Opened[Study]:
     if study.study_id != study_id or (version is not None and study.version != version):
         raise StudyAlteredError("study: the hub sent another study than the one asked for")
     return opened
-
-
-def _witnesses(site: Site, client: Client) -> dict[str, str]:
-    """The other hospitals' dids: every one pinned here before, and the members since.
-
-    A hub that leaves hospitals out of its list so cannot lower how many must cosign.
-
-    Raises:
-        WitnessChangedError: A known hospital now has another key.
-    """
-    listed = client.get("/v1/members/sites")["sites"]
-    others = {str(entry["name"]): str(entry["did"]) for entry in listed}
-    own = others.pop(site.name, site.key.did)
-    with site.database.reading() as connection:
-        pinned = {**site.trust.sites, **witnesses_of(connection, site.key.did)}
-    pinned.pop(site.name, None)
-    changed = sorted(name for name, did in others.items() if pinned.get(name, did) != did)
-    if changed or own != site.key.did:
-        raise WitnessChangedError(
-            f"witnesses: the hub names a new key for {(changed or [site.name])[0]}; "
-            "ask that hospital by telephone before going on"
-        )
-    return dict(sorted((pinned | others).items()))
 
 
 def _keep(site: Site, opened: Opened[Study], subject: Approval, now: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import httpx
 import sqlalchemy as sa
 
 from coop.errors import CoopError
-from federated import after_restore, coverage, emergency, overlay
+from federated import after_restore, cosigning, coverage, emergency, overlay
 from federated.accounting import sigma_for
 from federated.quarantine import RUNBOOK, acts, refusals
 from federated.site import Site
@@ -164,6 +164,17 @@ def _restore(site: Site) -> dict[str, Any]:
     }
 
 
+def _cosigning(site: Site) -> dict[str, Any]:
+    if not cosigning.paused(site):
+        return {"ok": True, "found": "cosigns what it verified"}
+    return {
+        "ok": False,
+        "found": "restored from a backup: cosigns nothing, so new consents elsewhere wait for it",
+        "fix": "another hospital runs `coop hospital checkpoint --out FILE` and hands you the file;"
+        " then `coop hospital cosign FILE`",
+    }
+
+
 def _documents(site: Site) -> dict[str, Any]:
     refused = refusals(site)
     if not refused:
@@ -189,6 +200,7 @@ _CHECKS: Final[dict[str, Callable[[Site], dict[str, Any]]]] = {
     "own prohibitions": overlay.check,
     "approved data": _approved_data,
     "restores": _restore,
+    "cosigning": _cosigning,
     "broken glass": _emergencies,
     "hub over TLS": _hub,
     "clock": _clock,

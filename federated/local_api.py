@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coop import problems
 from coop.errors import CoopError, Kind, UnavailableError
-from federated import approval, control, coverage, custody, desk, overlay
+from federated import approval, control, coverage, custody, desk, overlay, witnesses
 from federated.budget import debit, site_spend
 from federated.doctor import checks
 from federated.node import Node, clock, staff_token
@@ -63,6 +63,12 @@ class WindowsBody(_Body):
 
     hours: list[str] = Field(max_length=50, description="`mon-fri 20:00-06:00`; none: always.")
     zone: str = Field(default="UTC", max_length=60)
+
+
+class AcceptBody(_Body):
+    """Hospitals whose keys somebody here has compared with them."""
+
+    hospitals: dict[str, str] = Field(min_length=1, max_length=1000, description="did by name")
 
 
 class RevokeBody(_Body):
@@ -184,6 +190,10 @@ def _decision_routes(app: FastAPI, node: Node) -> None:
             epsilon_cap=body.epsilon_cap,
             now=clock(),
         )
+
+    @app.post("/local/v1/witnesses")
+    def accept(body: AcceptBody) -> dict[str, Any]:
+        return {"witnesses": witnesses.accept(site, body.hospitals)}
 
     @app.post("/local/v1/approvals:revoke")
     def revoke(body: RevokeBody) -> dict[str, Any]:

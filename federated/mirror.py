@@ -22,7 +22,7 @@ from coop.journal import note
 from coop.journal.merkle import leaf_hash
 from coop.journal.trust import Trust
 from federated import erased, mirror_store
-from federated.approval import witnesses_of
+from federated.cosigning import paused
 from federated.envelopes import Envelope, Fold, UnloggedDocumentError
 from federated.held_lease import (
     DRIFT,
@@ -37,6 +37,7 @@ from federated.held_lease import (
 )
 from federated.quarantine import Aside, asides, keep_refused, settle, take
 from federated.site import Site
+from federated.witnesses import known
 
 __all__ = [
     "HeadsMismatchError",
@@ -187,7 +188,7 @@ class Mirror:
             fresh = leaves[max(0, self._tree.size - since) : max(0, seen.size - since)]
             self._grow(trust, text, fresh)
             self._persist(seen.size, text, fresh)
-            if not mirror_store.must_cosign(self._site, seen.size):
+            if paused(self._site) or not mirror_store.must_cosign(self._site, seen.size):
                 return
         # The growth is durable before it is signed: after a crash here the same size is signed
         # again, and no other root ever is.
@@ -376,8 +377,7 @@ class Mirror:
     def _cosigned_size(self, trust: Trust, text: str, witnesses: Mapping[str, str] | None) -> int:
         """The size enough others vouch for; 0 when they do not, so that nothing is usable."""
         if witnesses is None:
-            with self._site.database.reading() as connection:
-                witnesses = {**trust.sites, **witnesses_of(connection, self._site.key.did)}
+            witnesses = known(self._site)
         others = {
             name: did
             for name, did in witnesses.items()

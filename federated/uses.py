@@ -32,7 +32,7 @@ from coop.errors import CoopError, Kind, NotFoundError
 from coop.passkeys import RelyingParty
 from federated.accounting import LIFETIME_DELTA, LIFETIME_EPSILON
 from federated.answers import answer
-from federated.approval import approved
+from federated.approval_store import approved
 from federated.budget import debit, debit_bystander, debit_pid
 from federated.cohort_audit import cohort_audit, cohort_audit_pid
 from federated.emergency import emergency

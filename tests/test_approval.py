@@ -14,11 +14,11 @@ from coop.documents.envelope import issue, open_document
 from coop.documents.study import Approval
 from coop.errors import InvalidInputError
 from coop.keys import SigningKey
+from federated import witnesses
 from federated.accounting import ImpossiblePlanError, epsilon_of_rho
 from federated.approval import (
     NotApprovedError,
     StudyAlteredError,
-    WitnessChangedError,
     approve,
     approved_studies,
     approved_study,
@@ -29,7 +29,7 @@ from federated.approval import (
 from federated.budget import Line
 from federated.fab import fab_hash
 from federated.round import answer_round
-from federated.site import Site
+from federated.site import Site, TrustPinnedError
 from federated.study_limits import (
     PriceTooHighError,
     PurposeForPeopleError,
@@ -194,7 +194,7 @@ def test_a_hub_that_names_a_new_key_for_a_hospital_gets_no_signature(coop):
     table = members.site_table
     with coop.database.unit_of_work() as connection:
         connection.execute(sa.update(table).where(table.c.name == "budapest").values(did=renamed))
-    with pytest.raises(WitnessChangedError):
+    with pytest.raises(witnesses.WitnessChangedError):
         coop.approve(study)
     with coop.database.unit_of_work() as connection:
         connection.execute(
@@ -219,6 +219,60 @@ def test_a_hub_that_leaves_hospitals_out_does_not_lower_how_many_must_cosign(coo
 
     signed = approve(coop.site, Hiding(), study.study_id, now=now())
     assert set(signed["credentialSubject"]["witnesses"]) == {"budapest", "zurich"}
+
+
+def test_a_hub_that_invents_a_hospital_gets_no_signature_before_somebody_compared_its_key(coop):
+    study, _ = coop.study("invented")
+    invented = SigningKey.generate().did
+
+    class Inventing:
+        def get(self, path, **params):
+            answer = coop.client.get(path, **params)
+            if path == "/v1/members/sites":
+                answer["sites"].append({"name": "atlantis", "did": invented})
+            return answer
+
+        def post(self, path, body):
+            return coop.client.post(path, body)
+
+    before = witnesses.known(coop.site)
+    shown = review(coop.site, Inventing(), study.study_id, now=now())
+    assert shown["unknown_witnesses"] == {"atlantis": invented}
+    assert shown["witnesses"] == before
+    with pytest.raises(
+        witnesses.WitnessUnknownError, match=f"coop hospital accept atlantis={invented}"
+    ):
+        approve(coop.site, Inventing(), study.study_id, now=now())
+    assert witnesses.known(coop.site) == before  # it counts nowhere: no lease, no approval
+    for wrong in ({coop.site.name: invented}, {"atlantis": coop.site.key.did}):
+        with pytest.raises(InvalidInputError, match="itself, or has another"):
+            witnesses.accept(coop.site, wrong)
+    with pytest.raises(InvalidInputError):
+        witnesses.accept(coop.site, {"atlantis": "did:key:nonsense"})
+    other = next(iter(before))
+    with pytest.raises(TrustPinnedError):
+        witnesses.accept(coop.site, {other: invented})
+    with pytest.raises(InvalidInputError, match="another"):
+        witnesses.accept(coop.site, {"atlantis": before[other]})
+
+
+def test_an_accepted_hospital_counts_as_a_witness_from_then_on(tmp_path):
+    site = Site.create(tmp_path / "basel", "basel")
+    keys = {name: SigningKey.generate().did for name in ("hub", "log", "bern", "chur")}
+    trust = {
+        "v": 1, "hub": keys["hub"], "log": keys["log"], "origin": "test/log",
+        "sites": {"basel": site.key.did, "bern": keys["bern"]}, "k": 1,
+    }  # fmt: skip
+    site.pin(trust, "https://hub.test", None)
+    assert witnesses.known(site) == {"bern": keys["bern"]}
+    both = {"bern": keys["bern"], "chur": keys["chur"]}
+    assert witnesses.accept(site, {"chur": keys["chur"]}) == both
+    assert witnesses.accept(site, {"chur": keys["chur"]}) == both
+    site.close()
+    again = Site.open(tmp_path / "basel")
+    assert witnesses.known(again) == both
+    assert again.hub_url == "https://hub.test"
+    again.close()
 
 
 def test_an_approval_can_be_taken_back_once_and_given_again(coop):

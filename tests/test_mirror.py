@@ -483,7 +483,7 @@ def test_the_whole_hub_from_invitation_to_withdrawal_over_http(tmp_path):
             said = desk.answer(site, client.get(path, wait=5)["redemptions"], now=clock())
             client.post(path, {"documents": said.documents, "refused": said.refused})
             assert device.post("/v1/enrolments:redeem", sent)["results"][0]["pid"] == pid
-            assert device.get("/v1/me")["pids"] == [{"pid": pid, "site": "zurich"}]
+            assert device.get("/v1/me")["pids"] == [{"pid": pid, "site": "zurich", "own": True}]
             (result,) = device.post("/v1/consents", {"documents": [person.event("grant")]})[
                 "results"
             ]

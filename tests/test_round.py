@@ -27,7 +27,8 @@ from coop.errors import CoopError
 from coop.keys import BadSignatureError, SigningKey
 from federated import round as rounds
 from federated.answers import State, answer
-from federated.approval import NotApprovedError, approved, approved_study, revoke
+from federated.approval import NotApprovedError, approved_study, revoke
+from federated.approval_store import approved
 from federated.budget import BudgetExhaustedError, cohort_of, debit, site_spend
 from federated.mandate import (
     OrderMismatchError,

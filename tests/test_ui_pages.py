@@ -20,6 +20,7 @@ from coop.documents.consent import Consent
 from coop.documents.envelope import issue
 from coop.documents.people import Representation
 from coop.keys import SigningKey
+from federated import witnesses
 from ui import session, viewmodels, wording
 from ui.session import Person, Portal
 
@@ -314,6 +315,14 @@ def test_the_console_shows_the_hospitals_own_node(home: House, page: str):
 
 def test_a_study_is_read_before_the_hospital_signs_it(home: House):
     app = show(home, "hospital", "approvals")
+    # A hospital that joined later comes first: its key is compared before anything is signed.
+    listed = app.dataframe[-1].value
+    keys = dict(zip(listed["hospital"], listed["key"], strict=True))
+    assert keys
+    assert all(did.startswith("did:key:z6Mk") for did in keys.values())
+    assert len(app.text_input) == 0
+    app.button[0].click().run()
+    assert witnesses.known(home.node.site) == keys
     shown = {row.what: row.value for row in app.dataframe[-1].value.itertuples()}
     assert shown["title"] == "Heart disease from routine fields"
     assert shown["rounds"] == "3"

@@ -122,6 +122,11 @@ SET_ASIDE: Final = (
     "Set aside by your staff. Each record counts as denied until its patient signs a choice again."
 )
 LOG_NOTE: Final = "The signed checkpoint"
+COMPARE_KEYS: Final = (
+    "The cooperative lists hospitals that this one does not know yet. Each hospital's cosignature "
+    "makes consents usable, so call them, on a number you know, and let them read you their key. "
+    "Nothing can be signed here before."
+)
 BUDGET_TEXT: Final = (
     "Figures are zCDP rho, the most that any one patient paid. What is spent never comes back."
 )

@@ -11,8 +11,8 @@ from typing import Annotated, Final
 import typer
 
 from coop.cli.hospital import HERE, Json, State, _hub, _open
-from coop.cli.limits import app
 from coop.cli.output import show
+from coop.cli.witnessing import app
 
 __all__ = ["app"]
 

@@ -179,6 +179,17 @@ class House:
 
     # --- starting ---------------------------------------------------------------------------------
 
+    def compare_keys(self) -> None:
+        """Each hospital hears the keys of those that joined after it from themselves."""
+        keys = {
+            name: hospital.node.get("/local/v1/status")["did"]
+            for name, hospital in self.hospitals.items()
+        }
+        for name, hospital in self.hospitals.items():
+            others = {other: did for other, did in keys.items() if other != name}
+            hospital.node.post("/local/v1/witnesses", {"hospitals": others})
+        self.narrator.say("each hospital compared the others' keys with them; they are witnesses")
+
     def start_hub(self) -> None:
         """Start (or start again) the hub and wait until it is ready."""
         self.hub = self.stage.start("hub", [*_COOP, "hub", "run"], self.environment())
@@ -289,6 +300,7 @@ def open_house(stage: Stage, narrator: Narrator) -> House:
     (house.folder / "env").chmod(0o600)
     for hospital in house.hospitals.values():
         house.await_node(hospital)
+    house.compare_keys()
     return house
 
 

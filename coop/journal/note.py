@@ -150,6 +150,17 @@ def cosignature_line(text: str, *, name: str, did: str) -> str | None:
     return None
 
 
+def cosigned_at(text: str, *, name: str, did: str) -> int | None:
+    """When `name` last cosigned this note, verifiably, in its own UTC seconds; None if never."""
+    body, lines = _split(text)
+    times = [
+        int.from_bytes(line.signature[:_TIME_BYTES])
+        for line in lines
+        if line.name == name and _cosigns(body, line, did)
+    ]
+    return max(times, default=None)
+
+
 def cosigners(text: str, sites: Mapping[str, str]) -> set[str]:
     """Names of those `sites` (name to did) whose cosignature verifies. Unknown lines say nothing.
 

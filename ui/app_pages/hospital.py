@@ -76,7 +76,7 @@ def approvals() -> None:
         explain(error)
         return
     _study(review)
-    if review["problems"]:
+    if review["problems"] or _to_compare(review["unknown_witnesses"]):
         return
     cap = st.text_input("This hospital's limit for ε (at most 3)", "1")
     if st.button("Sign with the hospital's key", type="primary"):
@@ -89,6 +89,23 @@ def approvals() -> None:
             explain(error)
             return
         st.rerun()
+
+
+def _to_compare(unknown: dict[str, str]) -> bool:
+    """Hospitals that joined later, whose keys somebody here compares with them before signing."""
+    if not unknown:
+        return False
+    st.header("Hospitals that joined later")
+    st.write(wording.COMPARE_KEYS)
+    table([{"hospital": name, "key": did} for name, did in unknown.items()], empty="")
+    if st.button("They told me exactly these keys"):
+        try:
+            node().post("/local/v1/witnesses", {"hospitals": unknown})
+        except CoopError as error:
+            explain(error)
+            return True
+        st.rerun()
+    return True
 
 
 def _study(review: dict[str, Any]) -> None:

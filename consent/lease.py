@@ -27,6 +27,7 @@ EFFECTIVE_S: Final = 60  # DESIGN §3 (2): a withdrawal bites everywhere within 
 # commit, so that no lease without the withdrawal outlives what the receipt promises.
 LEASE_S: Final = 58
 DOCUMENTS_MAX: Final = 2000  # one page, about 5 MB
+DOCUMENTS_BYTES: Final = 8_388_608  # and never more than this, however long the documents are
 
 
 class Leases:
@@ -132,16 +133,21 @@ def _documents(
         .order_by(site_document.c.log_index)
         .limit(DOCUMENTS_MAX)
     )
-    found = [
-        {
-            "index": row.log_index,
-            "digest": row.digest,
-            "pid": row.pid,
-            "salt": row.salt,
-            "document": parse_object(row.body),
-        }
-        for row in connection.execute(query)
-    ]
+    found: list[dict[str, object]] = []
+    held = 0
+    for row in connection.execute(query):
+        held += len(row.body)
+        if found and held > DOCUMENTS_BYTES:
+            return found, row.log_index
+        found.append(
+            {
+                "index": row.log_index,
+                "digest": row.digest,
+                "pid": row.pid,
+                "salt": row.salt,
+                "document": parse_object(row.body),
+            }
+        )
     if len(found) == DOCUMENTS_MAX:
         return found, int(str(found[-1]["index"])) + 1
     return found, end

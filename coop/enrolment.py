@@ -30,6 +30,7 @@ _ID_LETTERS: Final = 8  # 40 bits: names a code, guards nothing
 _SECRET_BYTES: Final = 16  # 128 bits: the guard
 _SECRET_LETTERS: Final = 26
 _GROUP: Final = 5
+_LETTER_GROUPS: Final = 3  # of six: 75 bits are handed over, 55 come by letter
 _CODE: Final = re.compile(r"([a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8})-([a-z2-7-]{26,40})")
 CODE_ID: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8}")
 CODE_DAYS_MAX: Final = 7
@@ -52,6 +53,21 @@ def new_code(site: str) -> tuple[str, bytes, str]:
     letters = _base32(secret)
     groups = [letters[at : at + _GROUP] for at in range(0, len(letters), _GROUP)]
     return code_id, secret, f"{code_id}-{'-'.join(groups)}"
+
+
+def in_two(code_text: str) -> tuple[str, str]:
+    """A code as two parts that go two ways; one written after the other, they are the code.
+
+    Neither lets its holder guess the rest: only the hospital can tell a wrong code, online, and a
+    code is single use.
+    """
+    groups = code_text.split("-")
+    return "-".join(groups[:-_LETTER_GROUPS]), "-".join(groups[-_LETTER_GROUPS:])
+
+
+def joined(handed: str, letter: str | None) -> str:
+    """The code of what was handed over and, if there was one, of what the letter says."""
+    return f"{handed.strip()}-{letter.strip()}" if letter else handed
 
 
 def parse_code(text: str) -> tuple[str, bytes]:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from coop.canonical import Json, document_digest, jcs, parse_object
 from coop.documents.consent import Enrolment
 from coop.documents.envelope import issue
-from coop.enrolment import check_mac, new_code, wishes_of
+from coop.enrolment import check_mac, in_two, new_code, wishes_of
 from coop.errors import ConflictError, CoopError, InvalidInputError, Kind, NotFoundError
 from federated.erased import refuse_if_erased
 from federated.site import Site, code, enrolled, patient
@@ -73,6 +73,27 @@ def enrol(site: Site, record_keys: Sequence[str], *, method: Method, now: int) -
                 raise UnknownRecordError(f"record: this hospital holds no patient {record_key!r}")
             codes[record_key] = fresh_code(connection, site, known[record_key], method, now)
     return codes
+
+
+def hand_over(site: Site, codes: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """How the codes of `enrol` reach their patients: what is handed over, and what goes by letter.
+
+    A record that has a key already gets its new one only with both parts, of which the second goes
+    to the address the hospital has: who deceives the desk about her identity lacks it.
+
+    Returns:
+        By record number: the first parts (whole codes where nothing goes by letter), the letters.
+    """
+    with site.database.reading() as connection:
+        query = (
+            sa.select(patient.c.record_key)
+            .join(enrolled, enrolled.c.pid == patient.c.pid)
+            .where(patient.c.record_key.in_(list(codes)))
+        )
+        again = set(connection.execute(query).scalars())
+    two = {record: in_two(code) for record, code in codes.items() if record in again}
+    handed = {record: two[record][0] if record in two else code for record, code in codes.items()}
+    return handed, {record: letter for record, (_, letter) in two.items()}
 
 
 def fresh_code(

@@ -203,11 +203,13 @@ def _decision_routes(app: FastAPI, node: Node) -> None:
     @app.post("/local/v1/enrolments")
     def enrol(body: EnrolBody) -> dict[str, Any]:
         if body.method != "custodial":
-            return {"codes": desk.enrol(site, body.records, method=body.method, now=clock())}
+            made = desk.enrol(site, body.records, method=body.method, now=clock())
+            codes, letters = desk.hand_over(site, made)
+            return {"codes": codes, "letters": letters}
         held = {
             record: custody.enrol(site, node.client, record, now=clock()) for record in body.records
         }
-        return {"codes": {}, "held": held}
+        return {"codes": {}, "letters": {}, "held": held}
 
 
 def _machine_routes(app: FastAPI, node: Node) -> None:

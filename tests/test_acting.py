@@ -13,6 +13,8 @@ from coop.db import Database
 from coop.documents.envelope import issue
 from coop.documents.people import Authority, Representation
 from coop.keys import SigningKey
+from federated import desk
+from federated.site import patient
 
 
 @pytest.fixture
@@ -137,4 +139,34 @@ def test_her_proxy_decides_for_her_until_she_ends_it(
     )
     assert done.exit_code == 1
     assert "nobody with this key" in str(done.exception)
+    basel.close()
+
+
+def test_whoever_lost_her_key_gets_a_new_one_only_with_the_letter_to_her_address(
+    hub: ConsentHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COOP_HUB_URL", hub.url)
+    basel = Hospital(hub, tmp_path, "basel")
+    basel.connect()
+    (ann,) = basel.enrol(1)
+    with basel.site.database.unit_of_work() as connection:
+        fresh = {"pid": basel.site.pid_of("fresh"), "record_key": "fresh"}
+        connection.execute(patient.insert(), [fresh])
+
+    def code(record: str) -> dict[str, Any]:
+        asked = ["hospital", "enrol", record, "--state", str(tmp_path / "basel"), "--json"]
+        return dict(orjson.loads(CliRunner().invoke(app, asked).stdout))
+
+    assert code("fresh")["letter"] is None
+    made = code("record 0")
+    key = tmp_path / "new.key"
+    asked = ["patient", "new", "--key", str(key), "--wait", "0", "--code", made["code"]]
+    alone = CliRunner().invoke(app, asked)
+    assert alone.exit_code == 1
+    assert "code: must be like" in str(alone.exception)
+    assert not key.exists()
+    assert CliRunner().invoke(app, [*asked, "--letter", made["letter"]]).exit_code == 0
+    said = desk.answer(basel.site, hub.registry.pending_redemptions("basel"), now=clock())
+    hub.registry.add_enrolments("basel", said.documents, said.refused)
+    assert hub.registry.enrolled(ann.pid).did == SigningKey.load(key).did
     basel.close()

@@ -5,6 +5,7 @@ from budget import budget
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from pydantic import ValidationError
 
 from consent.chain import (
     ConsentChainError,
@@ -313,3 +314,8 @@ def test_the_heads_digest_depends_on_every_pid_and_head_and_on_no_order():
 
 def test_two_others_cosign_or_the_only_other_or_nobody():
     assert [cosigners_needed(n) for n in (0, 1, 2, 3, 4, 50)] == [0, 0, 1, 2, 2, 2]
+
+
+def test_nobody_is_her_own_second_pair_of_eyes():
+    with pytest.raises(ValidationError, match="somebody else"):
+        Correction(reason="typed twice", registrar="1" * 64, second="1" * 64)

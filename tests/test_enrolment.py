@@ -9,6 +9,8 @@ from coop.enrolment import (
     BadCodeError,
     check_mac,
     check_proof,
+    in_two,
+    joined,
     new_code,
     parse_code,
     redemption,
@@ -48,6 +50,21 @@ def test_two_texts_never_mean_the_same_secret():
             continue
     # The last letter carries three bits: eight letters are codes, and no two are the same one.
     assert len(secrets) == len(set(secrets)) == 8
+
+
+def test_a_code_in_two_parts_is_the_code_only_as_a_whole():
+    code_id, secret, text = new_code("zurich")
+    handed, letter = in_two(text)
+    assert parse_code(joined(handed, letter)) == (code_id, secret)
+    assert parse_code(joined(f" {handed}\n", letter.upper())) == (code_id, secret)
+    assert parse_code(f"{handed} {letter}") == (code_id, secret)  # typed one after the other
+    assert joined(text, None) == text
+    for part in (handed, letter, joined(letter, handed), joined(handed, handed)):
+        with pytest.raises(BadCodeError):
+            parse_code(part)
+    # What one part leaves open is beyond guessing: a wrong guess spends a request, not time.
+    assert len(handed.partition("-")[2].replace("-", "")) * 5 == 75
+    assert len(letter.replace("-", "")) * 5 == 55
 
 
 def test_whoever_held_the_code_and_the_key_is_enrolled():

@@ -13,7 +13,7 @@ from doors_world import served
 from consent.decide import Request, decide
 from consent.store import consent_head, site_document
 from coop import members
-from coop.canonical import b64u, document_digest
+from coop.canonical import b64u, document_digest, jcs
 from coop.client import Client
 from coop.db import Database
 from coop.documents.consent import Consent, Enrolment
@@ -447,12 +447,25 @@ def test_a_lease_costs_little_when_nothing_changed(hub, hospitals):
     assert (time.process_time() - start) / 5 < 0.070
 
 
-def test_every_page_of_a_long_log_is_verified(hub, hospitals, monkeypatch):
-    monkeypatch.setattr("consent.lease.DOCUMENTS_MAX", 3)
+@pytest.mark.parametrize(("limit", "value"), [("DOCUMENTS_MAX", 3), ("DOCUMENTS_BYTES", 4000)])
+def test_every_page_of_a_long_log_is_verified(hub, hospitals, monkeypatch, limit, value):
+    monkeypatch.setattr(f"consent.lease.{limit}", value)
+    whole = hub.registry.lease
+    pages = []
+
+    def counted(*args):
+        pages.append(whole(*args))
+        return pages[-1]
+
+    monkeypatch.setattr(hub.registry, "lease", counted)
     people = hospitals[0].enrol(5)
     grant(hub, people)
     cosign(hospitals)
     assert trains(hospitals[0].mirror.lease()) == {person.pid for person in people}
+    assert len(pages) > 2
+    for page in pages:
+        held = sum(len(jcs(one["document"])) for one in page["documents"])
+        assert len(page["documents"]) <= 3 or held <= 4000
 
 
 def test_the_whole_hub_from_invitation_to_withdrawal_over_http(tmp_path):

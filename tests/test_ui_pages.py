@@ -19,6 +19,7 @@ from coop.client import Client
 from coop.documents.consent import Consent
 from coop.documents.envelope import issue
 from coop.documents.people import Representation
+from coop.enrolment import joined, parse_code
 from coop.keys import SigningKey
 from federated import witnesses
 from ui import session, viewmodels, wording
@@ -358,6 +359,15 @@ def test_the_desk_makes_a_code_for_a_known_record_only(home: House):
     app.text_input[0].set_value("nobody")
     app.button[0].click().run()
     assert "desk.unknown-record" in app.error[0].value
+    # Who can hold no key gets one that the hospital holds; who had one gets a code in two parts.
+    app.text_input[0].set_value("P006")
+    app.radio[0].set_value("custodial").run()
+    app.button[0].click().run()
+    assert not app.exception
+    assert app.success[0].value == wording.HELD_KEY
+    app.radio[0].set_value("desk").run()
+    app.button[0].click().run()
+    assert parse_code(joined(app.code[0].value, app.code[1].value))[0].startswith("cleveland.")
 
 
 def test_a_session_that_ended_asks_for_a_fresh_sign_in(home: House):

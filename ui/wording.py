@@ -48,7 +48,8 @@ STOPPED_NOW: Final = (
 CANNOT_UNDO: Final = "Stopping needs no key and no reason. To allow again later you sign once more."
 JOIN_TEXT: Final = (
     "Your hospital gave you a code after checking who you are. Your device makes a key of its own "
-    "for this record. The key and the secret part of the code never leave this device."
+    "for this record. The key and the secret part of the code never leave this device. If you had "
+    "a key before, one part of the code comes by letter: type both parts, one after the other."
 )
 JOIN_LINK: Final = (
     "If you join two hospitals in one account, the cooperative learns that both records are "
@@ -122,6 +123,11 @@ SET_ASIDE: Final = (
     "Set aside by your staff. Each record counts as denied until its patient signs a choice again."
 )
 LOG_NOTE: Final = "The signed checkpoint"
+HELD_KEY: Final = "This hospital holds her key. Whatever is signed with it says so."
+SECOND_PART: Final = (
+    "Her record had a key. Send this part by letter to the address you have. She types both, one "
+    "after the other."
+)
 COMPARE_KEYS: Final = (
     "The cooperative lists hospitals that this one does not know yet. Each hospital's cosignature "
     "makes consents usable, so call them, on a number you know, and let them read you their key. "

@@ -76,6 +76,9 @@ def enrol(
 ) -> None:
     """Print a single-use code for a patient whose identity you have checked.
 
+    For a record that had a key before it comes in two parts: one to hand over, one to send by
+    letter to the address you have. She needs both.
+
     With `--method custodial` there is no code: this hospital makes and holds a key for a patient
     who cannot, and every consent signed with it says so.
     """
@@ -90,10 +93,14 @@ def enrol(
         site.close()
         show(held, as_json, f"this hospital holds the key of {held['pid']}: {held['did']}")
         return
-    codes = desk.enrol(site, [record_key], method=method, now=int(time.time()))  # type: ignore[arg-type]  # checked above
+    made = desk.enrol(site, [record_key], method=method, now=int(time.time()))  # type: ignore[arg-type]  # checked above
+    codes, letters = desk.hand_over(site, made)
     site.close()
+    letter = letters.get(record_key)
     text = f"{codes[record_key]}\nsingle use, valid for seven days; it is shown only now"
-    show({"code": codes[record_key]}, as_json, text)
+    if letter is not None:
+        text += f"\nby letter, to the address you have: {letter}\n(she had a key; both parts count)"
+    show({"code": codes[record_key], "letter": letter}, as_json, text)
 
 
 @app.command()

@@ -56,8 +56,11 @@ class ConsentRefusedError(CoopError):
 
 
 @app.command()
-def new(
+def new(  # noqa: PLR0913, PLR0917  (one per option of the command)
     code: Annotated[str, typer.Option(help="The enrolment code from your hospital.")],
+    letter: Annotated[
+        str | None, typer.Option(help="If your record had a key: what the letter says.")
+    ] = None,
     key: KeyFile = HERE,
     guardian: Annotated[list[str] | None, typer.Option(help="Can recover your key: a did.")] = None,
     threshold: Annotated[int, typer.Option(min=1, help="How many guardians it takes.")] = 1,
@@ -69,15 +72,16 @@ def new(
     The code's secret stays here, and so does FILE.next, the key that may follow. A repeat goes on.
     """
     from coop.cli.keys import wishes
-    from coop.enrolment import parse_code, redemption
+    from coop.enrolment import joined, parse_code, redemption
     from coop.keys import SigningKey
 
-    parse_code(code)  # refused before a key is made
+    whole = joined(code, letter)
+    parse_code(whole)  # refused before a key is made
     if not key.exists():
         SigningKey.generate().save(key)
     signing = SigningKey.load(key)
     with hub_client(signing) as client:
-        sent = {"redemptions": [redemption(code, signing, wishes(key, guardian, threshold))]}
+        sent = {"redemptions": [redemption(whole, signing, wishes(key, guardian, threshold))]}
         result = client.post("/v1/enrolments:redeem", sent)["results"][0]
         raise_if_refused(result.get("problem"))
         until = time.monotonic() + wait

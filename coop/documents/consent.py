@@ -43,6 +43,12 @@ class Correction(Part):
     registrar: str = Sha256
     second: str = Sha256
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.registrar == self.second:
+            raise ValueError("second: must be somebody else than the registrar")
+        return self
+
 
 class Enrolment(Subject):
     """A hospital's word that `key` speaks for `pid`."""

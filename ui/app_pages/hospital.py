@@ -180,5 +180,11 @@ def desk() -> None:
         except CoopError as error:
             explain(error)
             return
+        if record in codes.get("held", {}):
+            st.success(wording.HELD_KEY)
+            return
         st.code(codes["codes"][record], language=None, wrap_lines=True)
         st.write("Single use, valid for seven days. It is shown only now.")
+        if record in codes["letters"]:
+            st.write(wording.SECOND_PART)
+            st.code(codes["letters"][record], language=None, wrap_lines=True)

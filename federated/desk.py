@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import sqlalchemy as sa
 
+from consent.speakers import Speakers
 from coop.canonical import Json, document_digest, jcs, parse_object
 from coop.documents.consent import Enrolment
 from coop.documents.envelope import issue
@@ -94,6 +95,31 @@ def hand_over(site: Site, codes: Mapping[str, str]) -> tuple[dict[str, str], dic
     two = {record: in_two(code) for record, code in codes.items() if record in again}
     handed = {record: two[record][0] if record in two else code for record, code in codes.items()}
     return handed, {record: letter for record, (_, letter) in two.items()}
+
+
+def recoveries(site: Site, speakers: Mapping[str, Speakers], now: int) -> list[dict[str, object]]:
+    """Patients whose new key waits: the hospital writes to them, since nobody else has an address.
+
+    A key that somebody obtained by deceiving guardians or this desk can allow nothing until then,
+    and the patient, who still has her old key, her account or this desk, can close the record.
+
+    Args:
+        site: This hospital.
+        speakers: Who may speak, as far as this hospital has seen (`Mirror.speakers`).
+        now: UTC seconds.
+
+    Returns:
+        [{"record", "since", "waits_until"}…], whose time is up first comes first.
+    """
+    waiting = {pid: state for pid, state in speakers.items() if state.waits_until > now}
+    with site.database.reading() as connection:
+        query = sa.select(patient.c.pid, patient.c.record_key).where(patient.c.pid.in_(waiting))
+        records = {row.pid: row.record_key for row in connection.execute(query)}
+    return [
+        {"record": records[pid], "since": state.since, "waits_until": state.waits_until}
+        for pid, state in sorted(waiting.items(), key=lambda item: item[1].waits_until)
+        if pid in records
+    ]
 
 
 def fresh_code(

@@ -211,6 +211,10 @@ def _decision_routes(app: FastAPI, node: Node) -> None:
         }
         return {"codes": {}, "letters": {}, "held": held}
 
+    @app.get("/local/v1/recoveries")
+    def recoveries() -> dict[str, Any]:
+        return {"waiting": desk.recoveries(site, node.mirror.speakers(), clock())}
+
 
 def _machine_routes(app: FastAPI, node: Node) -> None:
     site = node.site

@@ -25,7 +25,7 @@ from coop.canonical import b64u
 from coop.client import Client
 from coop.db import Database
 from coop.demo.identity import Persona, Provider
-from coop.enrolment import redemption
+from coop.enrolment import joined, redemption
 from coop.hub.app import create_app
 from coop.hub.folder import HubFolder, LegalMode
 from coop.keys import SigningKey, to_sign
@@ -133,7 +133,7 @@ class House:
         record = f"P{number:03d}"
         with self.staff as client:
             codes = client.post("/local/v1/enrolments", {"records": [record], "method": "desk"})
-        return str(codes["codes"][record])
+        return joined(str(codes["codes"][record]), codes["letters"].get(record))
 
     @contextmanager
     def portal(self, *arguments: str, port: int | None = None) -> Iterator[str]:

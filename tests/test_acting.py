@@ -15,6 +15,7 @@ from coop.documents.people import Authority, Representation
 from coop.keys import SigningKey
 from federated import desk
 from federated.site import patient
+from ui.console_views import recovery_rows
 
 
 @pytest.fixture
@@ -169,4 +170,16 @@ def test_whoever_lost_her_key_gets_a_new_one_only_with_the_letter_to_her_address
     said = desk.answer(basel.site, hub.registry.pending_redemptions("basel"), now=clock())
     hub.registry.add_enrolments("basel", said.documents, said.refused)
     assert hub.registry.enrolled(ann.pid).did == SigningKey.load(key).did
+    # And the hospital, which has her address, is told to write to her while the new key waits.
+    asked = ["hospital", "recoveries", "--state", str(tmp_path / "basel"), "--json"]
+    assert orjson.loads(CliRunner().invoke(app, asked).stdout)["waiting"] == []  # not seen yet
+    basel.mirror.sync()
+    (waiting,) = orjson.loads(CliRunner().invoke(app, asked).stdout)["waiting"]
+    assert waiting["record"] == "record 0"
+    assert waiting["waits_until"] - waiting["since"] == 7 * 86400
+    (row,) = recovery_rows([waiting])
+    assert row["record"] == "record 0"
+    later = waiting["waits_until"]
+    assert desk.recoveries(basel.site, basel.mirror.speakers(), later - 1)
+    assert desk.recoveries(basel.site, basel.mirror.speakers(), later) == []
     basel.close()

@@ -71,6 +71,18 @@ def approval_rows(approved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     ]
 
 
+def recovery_rows(waiting: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Whose key was replaced, and until when she can stop the new one."""
+    return [
+        {
+            "record": str(one["record"]),
+            "new key since": day(int(one["since"])),
+            "allows nothing until": day(int(one["waits_until"])),
+        }
+        for one in waiting
+    ]
+
+
 def awaiting(said: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Studies that are open and not signed here."""
     signed = {(entry["study_id"], entry["version"]) for entry in said["approved"]}

@@ -124,6 +124,10 @@ SET_ASIDE: Final = (
 )
 LOG_NOTE: Final = "The signed checkpoint"
 HELD_KEY: Final = "This hospital holds her key. Whatever is signed with it says so."
+WRITE_TO_THEM: Final = (
+    "A new key speaks for their records. Tell each by letter, and that she can stop it until then: "
+    "with her old key, in her account, or here."
+)
 SECOND_PART: Final = (
     "Her record had a key. Send this part by letter to the address you have. She types both, one "
     "after the other."

@@ -81,6 +81,27 @@ def represent(  # noqa: PLR0913, PLR0917  (one per option of the command)
 
 
 @app.command()
+def recoveries(state: State = HERE, as_json: Json = False) -> None:
+    """Patients to write to: a new key speaks for their record, and may allow something soon.
+
+    Tell each by letter that her key was replaced, and that she can stop the new one until then.
+    """
+    from federated import desk
+    from federated.mirror import Mirror
+
+    site, now = _open(state), int(time.time())
+    with _hub(site) as hub:
+        waiting = desk.recoveries(site, Mirror(site, hub).speakers(), now)
+    site.close()
+    lines = [
+        f"{one['record']}: new key since {day(int(str(one['since'])))}, waits until "
+        f"{day(int(str(one['waits_until'])))}"
+        for one in waiting
+    ]
+    show({"waiting": waiting}, as_json, "\n".join(lines) or "no key was replaced lately")
+
+
+@app.command()
 def capture(  # noqa: PLR0913, PLR0917  (one per option of the command)
     record_key: Record,
     paper: Annotated[Path, typer.Option(help="The scanned form; only its SHA-256 is recorded.")],

@@ -172,6 +172,15 @@ def quality() -> None:
 def desk() -> None:
     """Enrol a patient whose identity was checked: prints a code for her."""
     st.title(wording.DESK)
+    try:
+        waiting = node().get("/local/v1/recoveries")["waiting"]
+    except CoopError as error:
+        explain(error)
+        return
+    if waiting:
+        st.header("Write to these patients")
+        st.write(wording.WRITE_TO_THEM)
+        table(console_views.recovery_rows(waiting), empty="")
     record = st.text_input("Record number")
     method = st.radio("How does the code reach her?", ["desk", "post", "custodial"])
     if st.button("Make a code", type="primary") and record:

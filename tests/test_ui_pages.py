@@ -360,7 +360,7 @@ def test_the_desk_makes_a_code_for_a_known_record_only(home: House):
     app.button[0].click().run()
     assert "desk.unknown-record" in app.error[0].value
     # Who can hold no key gets one that the hospital holds; who had one gets a code in two parts.
-    app.text_input[0].set_value("P006")
+    app.text_input[0].set_value("P017")
     app.radio[0].set_value("custodial").run()
     app.button[0].click().run()
     assert not app.exception

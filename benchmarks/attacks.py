@@ -74,7 +74,7 @@ class Attacked:
 def attacked(epsilon: float | None, shadows: int) -> Attacked:
     """The attack on shadows trained at `epsilon`; None: without any privacy."""
     x, y, odd = patients()
-    study = Study.model_validate(load_study(ROOT / "examples" / "heart-benchmark.yaml"))
+    study = Study.model_validate(load_study(ROOT / "examples" / "heart-disease" / "study.yaml"))
     recipe = study.recipe.model_copy(update={"population": len(y) // 2})
     split = plan(with_epsilon(study, epsilon or 1).budget, recipe.schedule)
     if epsilon is None:

@@ -55,7 +55,7 @@ def hospitals(generator: np.random.Generator, size: int) -> tuple[dict[str, Matr
 
 def study(rule: str, population: int) -> tuple[Study, Plan]:
     """The benchmark's recipe over so many patients, under this rule."""
-    values = load_study(ROOT / "examples" / "heart-benchmark.yaml")
+    values = load_study(ROOT / "examples" / "heart-disease" / "study.yaml")
     values["recipe"] |= {"population": population, "aggregation": rule, "clip_micro": MICRO}
     values["hospitals_quorum"] = 4
     made = with_epsilon(Study.model_validate(values), EPSILON)

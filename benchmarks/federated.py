@@ -1,6 +1,6 @@
 """Quality under differential privacy on four real hospitals, and what a private round costs.
 
-The study is `examples/heart-benchmark.yaml`. Its recipe, and those of the larger epsilons below,
+The study is `examples/heart-disease/study.yaml`. Its recipe, and those of the larger epsilons below,
 were fixed before these runs, on an inner split of the training part; what such a choice costs in
 privacy is not counted. All runs count. Published figures to compare with are FLamby's: without any
 privacy .7314 mean accuracy of the four hospitals for its best strategy, .7353 pooled.
@@ -48,7 +48,7 @@ RECIPES: Mapping[float, tuple[int, int]] = {
 def main() -> None:
     """Run everything and write `.coop/bench/federated.json`."""
     rows = Rows("federated")
-    study = Study.model_validate(load_study(ROOT / "examples" / "heart-benchmark.yaml"))
+    study = Study.model_validate(load_study(ROOT / "examples" / "heart-disease" / "study.yaml"))
     files = {site: csv_of(site) for site in SITES}
     data, words = load(study, files, SplitRule.FLAMBY)
     patients = sum(len(d.train[1]) + len(d.test[1]) for d in data.values())

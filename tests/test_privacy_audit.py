@@ -35,7 +35,7 @@ from federated.privacy_audit import (
 from federated.shadow import audit, release_of, report
 from federated.simulate import SplitRule, load, with_epsilon
 
-BENCHMARK = Path(__file__).parent.parent / "examples" / "heart-benchmark.yaml"
+BENCHMARK = Path(__file__).parent.parent / "examples" / "heart-disease" / "study.yaml"
 DELTA = 1e-5
 
 

@@ -25,7 +25,7 @@ finite = st.floats(-1e6, 1e6, width=32)
 
 
 def study(**changes):
-    values = load_study(ROOT / "examples" / "heart-benchmark.yaml")
+    values = load_study(ROOT / "examples" / "heart-disease" / "study.yaml")
     values["hospitals_quorum"] = 4
     values["recipe"] |= changes
     return Study.model_validate(values)
@@ -108,7 +108,7 @@ def test_three_hospitals_are_too_few_for_a_rule(rule):
     ],
 )
 def test_a_study_that_asks_for_a_rule_that_cannot_hold_is_none(wrong, says):
-    values = load_study(ROOT / "examples" / "heart-benchmark.yaml")
+    values = load_study(ROOT / "examples" / "heart-disease" / "study.yaml")
     values["hospitals_quorum"] = wrong.get("hospitals_quorum", 4)
     values["recipe"] |= wrong["recipe"]
     with pytest.raises(ValidationError, match=says):

@@ -18,7 +18,7 @@ from federated.scale import HOSPITALS_MAX, PATIENTS_MIN, NoRayError, scattered, 
 from federated.simulate import SplitRule, load
 
 ROOT = Path(__file__).parent.parent
-STUDY = Study.model_validate(load_study(ROOT / "examples" / "heart-benchmark.yaml"))
+STUDY = Study.model_validate(load_study(ROOT / "examples" / "heart-disease" / "study.yaml"))
 
 
 def patients(*sizes: int):

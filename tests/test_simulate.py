@@ -31,7 +31,7 @@ from federated.simulate import (
 )
 
 ROOT = Path(__file__).parent.parent
-BENCHMARK = ROOT / "examples" / "heart-benchmark.yaml"
+BENCHMARK = ROOT / "examples" / "heart-disease" / "study.yaml"
 DEMO = ROOT / "examples" / "heart.yaml"
 FILES = {site: csv_of(site) for site in SITES}
 

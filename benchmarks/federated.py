@@ -1,9 +1,9 @@
 """Quality under differential privacy on four real hospitals, and what a private round costs.
 
-The study is `examples/heart-disease/study.yaml`. Its recipe, and those of the larger epsilons below,
-were fixed before these runs, on an inner split of the training part; what such a choice costs in
-privacy is not counted. All runs count. Published figures to compare with are FLamby's: without any
-privacy .7314 mean accuracy of the four hospitals for its best strategy, .7353 pooled.
+The study is `examples/heart-disease/study.yaml`. Its recipe, and those of the larger epsilons
+below, were fixed before these runs, on an inner split of the training part; what such a choice
+costs in privacy is not counted. All runs count. Published figures to compare with are FLamby's:
+without any privacy .7314 mean accuracy of the four hospitals for its best strategy, .7353 pooled.
 """
 
 import statistics

@@ -215,11 +215,15 @@ def _restricting_routes(router: APIRouter, doors: Doors, registry: Registry) -> 
     @doors.route(router, "POST", "/v1/me/consents:object", PATIENT)
     def object_everywhere(caller: CallerDep) -> dict[str, Any]:
         """Object to all research with every record of mine, at every hospital: without a key."""
+        if caller.did is None:
+            return {"results": registry.object_everywhere(caller.account)}
+        own = [
+            pid
+            for pid, _ in mine(doors, registry, caller)
+            if registry.enrolled(pid).did == caller.did
+        ]
         return {
-            "results": [
-                {"pid": pid, **registry.restrict(pid, "object", actor_of(caller))}
-                for pid, _ in mine(doors, registry, caller)
-            ]
+            "results": [{"pid": pid, **registry.restrict(pid, "object", "session")} for pid in own]
         }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
@@ -37,6 +37,12 @@ CLOCK_SKEW_S: Final = 300  # a patient's device may be ahead by so much
 Folded = tuple[Opened[Consent], Standing]
 """An event and the standing after it, its log indices not yet known."""
 
+Restriction = Literal["revoke", "suspend", "reject", "object"]
+_AFTER: Final[Mapping[str, State]] = {
+    "revoke": State.REVOKED,
+    "suspend": State.SUSPENDED,
+    "reject": State.REJECTED,
+}
 OnRevoked = Callable[[sa.Connection, list[str]], None]
 """What else a withdrawal ends for these pids (their shares in dividend pools)."""
 
@@ -128,26 +134,61 @@ class Events:
         )
         return issue(subject, self._key, self._now())
 
+    def restrict(
+        self,
+        connection: sa.Connection,
+        pids: Sequence[str],
+        event: Restriction,
+        actor: Literal["session", "registrar"],
+    ) -> list[str | CoopError]:
+        """Restrict these records, all or none; for each the digest of the event that does it.
+
+        What is already so restricted stays so.
+
+        Raises:
+            NotEnrolledError: Unknown pid.
+            ConsentChainError: There is nothing to restrict.
+        """
+        if event == "object":
+            members.lock_accounts(connection, members.accounts_of(connection, pids))
+        keys = enrolled(connection, pids, lock=True)
+        for pid in pids:
+            if pid not in keys:
+                raise NotEnrolledError("pid: no hospital has enrolled a key for this record")
+        known = standings(connection, pids)
+        done = {pid for pid in pids if pid in known and _already(known[pid], event)}
+        documents = [
+            self.open(self.restriction(keys[pid], known.get(pid), event, actor))
+            for pid in pids
+            if pid not in done
+        ]
+        made = iter(self.append(connection, documents) if documents else ())
+        outcome = [known[pid].head_digest if pid in done else next(made) for pid in pids]
+        for one in outcome:
+            if isinstance(one, CoopError):
+                raise one
+        return outcome
+
     def object_too(self, connection: sa.Connection, linked: Collection[tuple[int, str]]) -> None:
         """Whoever objects to all research with every record of hers objects with a new one, too.
 
         She can lift it for this record alone; nothing sets it again.
 
         Args:
-            connection: Of the unit of work that links them.
+            connection: Of the unit of work that links them, which holds their accounts.
             linked: (account, pid) of what has just become hers.
         """
-        for account, pid in sorted(linked):
-            others = [own for own, _ in members.pids_of(connection, account) if own != pid]
-            known = standings(connection, [*others, pid])
-            if not others or (pid in known and known[pid].objected):
-                continue
-            if all(own in known and known[own].objected for own in others):
-                key = enrolled_or_refused(connection, pid, lock=True)
-                document = self.restriction(key, known.get(pid), "object", "session")
-                (stored,) = self.append(connection, [self.open(document)])
-                if isinstance(stored, CoopError):
-                    raise stored
+        own = {account: members.pids_of(connection, account) for account, _ in linked}
+        known = standings(connection, {pid for pids in own.values() for pid, _ in pids})
+        fresh = set(linked)
+        objecting = {
+            account
+            for account, pids in own.items()
+            for before in [[pid for pid, _ in pids if (account, pid) not in fresh]]
+            if before and all(pid in known and known[pid].objected for pid in before)
+        }
+        also = sorted({pid for account, pid in linked if account in objecting})
+        self.restrict(connection, also, "object", "session")
 
     def append(
         self, connection: sa.Connection, items: Sequence[Opened[Consent] | CoopError]
@@ -161,6 +202,8 @@ class Events:
         """
         fine = [item for item in items if not isinstance(item, CoopError)]
         # (1)
+        objecting = {item.subject.pid for item in fine if item.subject.event == "object"}
+        members.lock_accounts(connection, members.accounts_of(connection, objecting))
         keys = enrolled(connection, {item.subject.pid for item in fine}, lock=True)
         before = standings(connection, keys)
         known = set(events_by_digest(connection, {item.digest for item in fine}))
@@ -325,3 +368,12 @@ def _placed(event: str, earlier: Standing | None, after: Standing, index: int) -
 
 def _refused(error: CoopError) -> dict[str, Any]:
     return {"receipt": None, "effective_by": None, "fresh": None, "problem": problem_of(error)[1]}
+
+
+def _already(standing: Standing, event: str) -> bool:
+    """Whether the record is restricted so already."""
+    if event == "object":
+        return standing.objected
+    return standing.state is _AFTER[event] or (
+        event == "suspend" and standing.state is State.REVOKED
+    )

@@ -5,7 +5,7 @@ code and signs the enrolment. The code id is public, so a stranger may redeem it
 refuses that one, and the code is free again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -65,6 +65,7 @@ def redeem(
     """
     sites = members.site_dids(connection)
     results: list[dict[str, Any]] = []
+    lock_redemptions(connection, {_named(body) or "" for body in bodies}, account)
     for body in bodies:
         try:
             results.append(_redeem_one(connection, body, account, (*context, sites), linked))
@@ -93,7 +94,7 @@ def _redeem_one(
     site = code_id.partition(".")[0]
     if site not in sites:
         raise UnknownSiteError("code_id: no member hospital gives out such codes")
-    query = sa.select(redemption).where(redemption.c.code_id == code_id).with_for_update()
+    query = sa.select(redemption).where(redemption.c.code_id == code_id)
     row = connection.execute(query).one_or_none()
     if row is not None and row.did == did and row.state != "refused":
         return _again(connection, row, account, linked)
@@ -116,6 +117,25 @@ def _redeem_one(
         connection.execute(redemption.delete().where(redemption.c.code_id == code_id))
     connection.execute(redemption.insert().values(values))
     return {"code_id": code_id, "state": "pending", "site": site, "pid": None, "problem": None}
+
+
+def lock_redemptions(
+    connection: sa.Connection, code_ids: Collection[str], account: int | None = None
+) -> None:
+    """Hold these redemptions, then every account they are or will be linked to."""
+    query = (
+        sa.select(redemption.c.account_id)
+        .where(redemption.c.code_id.in_(sorted(code_ids)))
+        .order_by(redemption.c.code_id)
+    )
+    found = set(connection.execute(query.with_for_update()).scalars()) | {account}
+    members.lock_accounts(connection, {each for each in found if each is not None})
+
+
+def code_ids(documents: Sequence[Mapping[str, Json]]) -> set[str]:
+    """The codes that these enrolments answer."""
+    subjects = [document.get("credentialSubject") for document in documents]
+    return {str(subject.get("code_id")) for subject in subjects if isinstance(subject, dict)}
 
 
 def _named(body: Mapping[str, Json]) -> str | None:

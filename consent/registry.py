@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from consent import drafts, redeem
 from consent.decide import Decision, Request, Standing, State, decide, state_at
-from consent.events import Events, OnRevoked, enrolled_or_refused
+from consent.events import Events, OnRevoked, Restriction, enrolled_or_refused
 from consent.lease import Leases
 from consent.people import People, people_before
 from consent.policy import preset_of, summary
@@ -41,12 +41,6 @@ from coop.passkeys import RelyingParty
 
 BATCH_MAX: Final = 1000
 HISTORY_PAGE: Final = 200  # events in one answer, each with its proofs: about 2 MB
-Restriction = Literal["revoke", "suspend", "reject", "object"]
-_AFTER: Final[Mapping[str, State]] = {
-    "revoke": State.REVOKED,
-    "suspend": State.SUSPENDED,
-    "reject": State.REJECTED,
-}
 
 
 class Registry:
@@ -115,7 +109,9 @@ class Registry:
         _check_batch(documents)
         _check_batch(refused)
         linked: Linked = set()
+        answered = {*redeem.code_ids(documents), *(item["code_id"] for item in refused)}
         with self.database.unit_of_work() as connection:
+            redeem.lock_redemptions(connection, answered)
             redeem.refuse(connection, site, refused)
             context = (self._did, self.now())
             results = redeem.add_enrolments(
@@ -196,14 +192,22 @@ class Registry:
             ConsentChainError: There is nothing to restrict.
         """
         with self.database.unit_of_work() as connection:
-            key = enrolled_or_refused(connection, pid, lock=True)
-            standing = standings(connection, [pid]).get(pid)
-            if standing is not None and _already(standing, event):
-                outcome: list[str | CoopError] = [standing.head_digest]
-            else:
-                document = self._events.restriction(key, standing, event, actor)
-                outcome = self._events.append(connection, [self._events.open(document)])
+            outcome = self._events.restrict(connection, [pid], event, actor)
         return self._only(outcome)
+
+    def object_everywhere(self, account: int) -> list[dict[str, Any]]:
+        """Object with every record of an account, in one transaction; see `restrict`.
+
+        Returns:
+            For each record what `restrict` returns, and its "pid".
+        """
+        with self.database.unit_of_work() as connection:
+            members.lock_accounts(connection, [account])
+            pids = [pid for pid, _ in members.pids_of(connection, account)]
+            outcome = self._events.restrict(connection, pids, "object", "session")
+        return [
+            {"pid": pid, **answer} for pid, answer in zip(pids, self._answers(outcome), strict=True)
+        ]
 
     def draft(self, pid: str, choice: drafts.Choice) -> dict[str, Any]:
         """An unsigned event for the patient's browser to sign (`consent.drafts.draft`)."""
@@ -371,15 +375,6 @@ def _shown(standing: Standing | None, now: int) -> str:
         return str(State.NONE)
     counts = standing.starts_at, standing.ends_at
     return state_at(standing.state, standing.policy, counts, now)
-
-
-def _already(standing: Standing, event: str) -> bool:
-    """Whether the record is restricted so already."""
-    if event == "object":
-        return standing.objected
-    return standing.state is _AFTER[event] or (
-        event == "suspend" and standing.state is State.REVOKED
-    )
 
 
 def _check_batch(items: Sequence[object]) -> None:

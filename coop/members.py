@@ -6,7 +6,7 @@ this module read.
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -240,6 +240,26 @@ def pids_of(connection: sa.Connection, account_id: int) -> list[tuple[str, str]]
         .order_by(account_pid_table.c.pid)
     )
     return [(row.pid, row.site) for row in connection.execute(query)]
+
+
+def lock_accounts(connection: sa.Connection, account_ids: Collection[int]) -> None:
+    """Hold these accounts until the commit: what she says of all her records knows every record.
+
+    Whoever links a record to an account, or restricts all of one, takes redemptions first, then
+    accounts, then enrolments, then the head of the log.
+    """
+    query = (
+        sa.select(account_table.c.id)
+        .where(account_table.c.id.in_(sorted(account_ids)))
+        .order_by(account_table.c.id)
+    )
+    connection.execute(query.with_for_update(key_share=True)).all()
+
+
+def accounts_of(connection: sa.Connection, pids: Collection[str]) -> set[int]:
+    """The accounts that these records are linked to."""
+    query = sa.select(account_pid_table.c.account_id).where(account_pid_table.c.pid.in_(list(pids)))
+    return set(connection.execute(query).scalars())
 
 
 def link_pid(connection: sa.Connection, account_id: int, pid: str, site: str) -> bool:

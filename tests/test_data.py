@@ -131,12 +131,12 @@ def test_every_bundled_line_passes_the_data_dictionary(site: str):
     assert len(extract.patients) == COUNTS[site]
 
 
-@pytest.mark.parametrize("name", ["heart", "heart-benchmark"])
+@pytest.mark.parametrize("name", ["heart", "heart-disease/study"])
 def test_the_example_studies_fit_the_bundled_records(name: str):
     study = Study.model_validate(load_study(ROOT / "examples" / f"{name}.yaml"))
     for site in SITES:
         patients = list(read_csv(csv_of(site), Dictionary.load()).patients.values())
         x, y, kept = training_matrix(patients, study.schema_, study.label, site)
         assert labelled(patients, study.label).all()
-        assert kept.all() or name == "heart-benchmark"
+        assert kept.all() or name == "heart-disease/study"
         assert len(x) == len(y) == kept.sum() > 0

@@ -1,5 +1,7 @@
 """An objection with everything she has holds for what she is given later, until she lifts it."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -121,5 +123,92 @@ def test_no_enrolment_is_stored_without_its_objection(
         assert (second, "bern") not in members.pids_of(connection, ann)
     answer(hub, bern)
     assert events(hub, second) == ["object by session"]
+    basel.close()
+    bern.close()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at the enrolment", "linked afterwards"])
+def test_two_records_that_become_hers_at_once_do_not_hide_each_other(
+    hub: ConsentHub, tmp_path: Path, *, late: bool
+):
+    basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
+    basel.connect()
+    bern.connect()
+    ann = account(hub, "ann")
+    first, _, _ = ask(hub, basel, "1", ann)
+    answer(hub, basel)
+    hub.registry.restrict(first, "object", "session")
+    made = [ask(hub, bern, name, None if late else ann) for name in ("2", "3")]
+    answer(hub, bern)
+    if late:
+        hub.registry.redeem([sent for _, _, sent in made], ann)
+    for pid, _, _ in made:
+        assert events(hub, pid) == ["object by session"]
+    basel.close()
+    bern.close()
+
+
+def test_a_record_that_becomes_hers_while_she_objects_is_objected(
+    hub: ConsentHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
+    basel.connect()
+    bern.connect()
+    ann = account(hub, "ann")
+    first, _, _ = ask(hub, basel, "1", ann)
+    answer(hub, basel)
+    second, _, _ = ask(hub, bern, "2", ann)
+    objecting, go_on = threading.Event(), threading.Event()
+    real = hub.registry._events.append
+
+    def slow(connection, items):
+        if threading.current_thread().name == "objects":
+            objecting.set()
+            go_on.wait(0.5)  # as long as the enrolment needs, if nothing held it up
+        return real(connection, items)
+
+    monkeypatch.setattr(hub.registry._events, "append", slow)
+    objects = threading.Thread(target=hub.registry.object_everywhere, args=(ann,), name="objects")
+    objects.start()
+    assert objecting.wait(5)
+    answer(hub, bern)
+    go_on.set()
+    objects.join()
+    assert events(hub, first) == ["object by session"]
+    assert events(hub, second) == ["object by session"]
+    basel.close()
+    bern.close()
+
+
+def test_redeeming_and_enrolling_the_same_codes_at_once_never_waits_in_a_circle(
+    hub: ConsentHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
+    basel.connect()
+    bern.connect()
+    ann = account(hub, "ann")
+    first, _, _ = ask(hub, basel, "1", ann)
+    answer(hub, basel)
+    hub.registry.restrict(first, "object", "session")
+    second, _, sent = ask(hub, bern, "2", None)
+    answer(hub, bern)
+    third, _, also = ask(hub, basel, "3", None)
+    holds = threading.Event()
+    real = hub.registry._events.object_too
+
+    def slow(connection, linked):
+        if threading.current_thread().name == "redeems":
+            holds.set()
+            time.sleep(0.3)
+        return real(connection, linked)
+
+    monkeypatch.setattr(hub.registry._events, "object_too", slow)
+    redeems = threading.Thread(target=hub.registry.redeem, args=([also, sent], ann), name="redeems")
+    redeems.start()
+    assert holds.wait(5)
+    answer(hub, basel)  # raised DeadlockDetected on PostgreSQL when rows were locked as they came
+    redeems.join()
+    for pid in (second, third):
+        assert events(hub, pid) == ["object by session"]
     basel.close()
     bern.close()

@@ -203,7 +203,7 @@ def test_the_ethics_document_beside_the_file_is_named_by_its_digest(tmp_path: Pa
         load_study(written(tmp_path, study))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_example_is_a_study(path: Path):
     Study.model_validate(load_study(path))
 

@@ -136,7 +136,7 @@ def _documents(
     found: list[dict[str, object]] = []
     held = 0
     for row in connection.execute(query):
-        held += len(row.body)
+        held += len(row.body.encode())
         if found and held > DOCUMENTS_BYTES:
             return found, row.log_index
         found.append(

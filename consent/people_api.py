@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from consent.api import PATIENT, PUBLIC, STAFF, Document, Pid, may_act, mine
 from consent.events import NotEnrolledError
 from consent.registry import BATCH_MAX, Registry
+from consent.store import Enrolled
+from consent.succession import SpeakerRefusedError
 from coop import members
 from coop.doors import Caller, CallerDep, Doors
 from coop.errors import NotFoundError
@@ -83,11 +85,18 @@ def routes(doors: Doors, registry: Registry) -> APIRouter:
 
     @doors.route(router, "POST", "/v1/keys/{pid}/end", PATIENT, STAFF)
     def end(pid: Pid, body: EndBody, caller: CallerDep) -> dict[str, Any]:
-        """End a representation; at once, no key."""
-        may_act(doors, registry, caller, pid)
+        """End a representation; at once, no key. Who represents her ends only their own."""
+        _refuse_of_others(may_act(doors, registry, caller, pid), caller, body.representation)
         return people.end(pid, body.representation)
 
     return router
+
+
+def _refuse_of_others(key: Enrolled, caller: Caller, digest: str) -> None:
+    named = key.speakers.representative(digest)
+    own = named is not None and named.did == caller.did
+    if caller.did not in {None, key.did} and not own:
+        raise SpeakerRefusedError("representation: a representative ends only their own")
 
 
 def _replaced(doors: Doors, registry: Registry, caller: Caller) -> Sequence[str]:

@@ -30,7 +30,7 @@ _ID_LETTERS: Final = 8  # 40 bits: names a code, guards nothing
 _SECRET_BYTES: Final = 16  # 128 bits: the guard
 _SECRET_LETTERS: Final = 26
 _GROUP: Final = 5
-_LETTER_GROUPS: Final = 3  # of six: 75 bits are handed over, 55 come by letter
+_LETTER_GROUPS: Final = 4  # of six: 50 bits are handed over, 78 come by letter
 _CODE: Final = re.compile(r"([a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8})-([a-z2-7-]{26,40})")
 CODE_ID: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}\.[a-z2-7]{8}")
 CODE_DAYS_MAX: Final = 7
@@ -58,8 +58,9 @@ def new_code(site: str) -> tuple[str, bytes, str]:
 def in_two(code_text: str) -> tuple[str, str]:
     """A code as two parts that go two ways; one written after the other, they are the code.
 
-    Neither lets its holder guess the rest: only the hospital can tell a wrong code, online, and a
-    code is single use.
+    Whoever has the first part only can try the second at the hospital alone, where a code is
+    single use. A hub that somebody gave the first part could try against a redemption it holds
+    back: 2^78 times, within a week.
     """
     groups = code_text.split("-")
     return "-".join(groups[:-_LETTER_GROUPS]), "-".join(groups[-_LETTER_GROUPS:])

@@ -26,7 +26,7 @@ INVITE_S: Final = 24 * 3600  # references/security-reliability.md §2
 _SECRET_BYTES: Final = 32
 _JOIN_TAG: Final = b"coop/join/v1"
 _SUBJECT_TAG: Final = b"coop/account/v1"
-_SITE_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+SITE_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 RESERVED_NAMES: Final = frozenset({"coop", "hub", "log", "public"})
 """`staff:coop` is the cooperative's own staff, so no hospital may be called that."""
 
@@ -123,7 +123,7 @@ def create_invite(
         InvalidInputError: The name cannot be a hospital's.
         ConflictError: A hospital of that name has joined.
     """
-    if not _SITE_NAME.fullmatch(name) or name in RESERVED_NAMES:
+    if not SITE_NAME.fullmatch(name) or name in RESERVED_NAMES:
         raise InvalidInputError("name: a-z first, then a-z, 0-9, '_' or '-'; not a reserved word")
     if name in sites(connection):
         raise ConflictError(f"name: {name} has joined already")

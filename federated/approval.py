@@ -112,6 +112,7 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
     *,
     now: int,
     version: int | None = None,
+    study_sha256: str | None = None,
     epsilon_cap: str = EPSILON_DEFAULT,
     fab_sha256: str | None = None,
     by: SigningKey | None = None,
@@ -129,6 +130,7 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
         study_id: Which study.
         now: UTC seconds.
         version: The newest by default.
+        study_sha256: Of the study somebody here has read; any by default.
         epsilon_cap: The most privacy one study may cost here, decimal; 3 at most.
         fab_sha256: Digest of the Flower app that may run; the installed one by default.
         by: The approver who says yes, where two must (`federated.control`).
@@ -144,6 +146,8 @@ def approve(  # noqa: PLR0913  (each limit is one thing the hospital decides)
     # (1)
     opened = _fetch(client, study_id, version)
     study = opened.subject
+    if study_sha256 not in {None, opened.digest}:
+        raise StudyAlteredError("study: the hub sent another document than the one that was read")
     # (2)
     for problem in refusals(study, cap_micro, now):
         raise problem
@@ -202,7 +206,7 @@ def distrust_budgets(site: Site, *, now: int) -> int:
         drawing = [a.study for a in were if min(a.study.expires, a.approval.expires) > known]
         after_restore.distrust(connection, drawing, now=now)
         put_state(connection, _RESTORED_AT, str(now))
-        cosigning.pause(connection, site, now)
+        cosigning.pause(connection, now)
         return connection.execute(
             sa.update(approved).where(standing).values(revoked_at=now)
         ).rowcount

@@ -139,14 +139,14 @@ def answer_cohort(
         draw = _known(connection, task)
     if draw is None or draw.state is State.GRANTED:
         # (3) Consents this node verified itself; the cohort, its debit and the grant.
-        lease = mirror.lease(task.approved.approval.witnesses)
+        lease = mirror.lease()
         draw = _grant(site, task, lease, now())
         # Debited, noise not yet drawn: a crash here loses budget, never privacy.
         # (4) Compute and store.
         draw = _compute(site, task, draw, lease, now())
     # (5) A fresh lease must still cover everyone who permitted it, as in `federated.round`.
     asked_at = now()
-    fresh = mirror.lease(task.approved.approval.witnesses)
+    fresh = mirror.lease()
     _refuse_if_withdrawn(site, task, draw, fresh, asked_at)
     # (6) Sign and send.
     with site.database.unit_of_work() as connection:

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from coop.errors import ConflictError, InvalidInputError
 from coop.journal import note
 from federated import mirror_store, witnesses
-from federated.site import Site, get_state, put_state
+from federated.site import COSIGNING_PAUSED, Site, get_state, put_state
 
-_PAUSED: Final = "cosigning_paused_at"
+_SIZE: Final = "cosigning_paused_size"
 
 
 class CosigningPausedError(ConflictError):
@@ -29,10 +29,13 @@ class LogBehindError(ConflictError):
     code = "cosigning.log-behind"
 
 
-def pause(connection: sa.Connection, site: Site, now: int) -> None:
-    """Cosign nothing from now on; in the unit of work of a restore. Nothing if it stands alone."""
-    if witnesses.known(site):
-        put_state(connection, _PAUSED, str(now))
+def pause(connection: sa.Connection, now: int) -> None:
+    """Cosign nothing from now on; in the unit of work of a restore.
+
+    Also where no other hospital counts: others may count this one.
+    """
+    put_state(connection, COSIGNING_PAUSED, str(now))
+    put_state(connection, _SIZE, str(mirror_store.entries(connection)))
 
 
 def paused(site: Site) -> bool:
@@ -40,9 +43,14 @@ def paused(site: Site) -> bool:
     return _paused_at(site) is not None
 
 
+def _size_at_pause(site: Site) -> int:
+    with site.database.reading() as connection:
+        return int(get_state(connection, _SIZE) or 0)
+
+
 def _paused_at(site: Site) -> int | None:
     with site.database.reading() as connection:
-        at = get_state(connection, _PAUSED)
+        at = get_state(connection, COSIGNING_PAUSED)
     return int(at) if at else None
 
 
@@ -64,7 +72,10 @@ def resume(site: Site, text: str, now: int) -> str:
     Steps: (1) the checkpoint is signed by the pinned log; (2) a hospital known here vouches for it,
     since the restore: what it saw before may be less than what was cosigned here and lost; (3) the
     log verified here is at least as long; (4) and has the same root at that size, else the two
-    notes convict the hub and are kept.
+    notes convict the hub and are kept; (5) it is not older than what the backup held.
+
+    What is left to trust: that the hub did not keep that hospital behind what was signed here and
+    lost. Ask the one that saw most.
 
     Args:
         site: This hospital, whose mirror has been brought up to date.
@@ -75,7 +86,7 @@ def resume(site: Site, text: str, now: int) -> str:
         The name of that hospital.
 
     Raises:
-        NoteError: (1). InvalidInputError: (2). LogBehindError: (3) or (4); nothing changes.
+        NoteError: (1). InvalidInputError: (2). LogBehindError: (3) to (5); nothing changes.
     """
     trust = site.trust
     # (1)
@@ -104,6 +115,12 @@ def resume(site: Site, text: str, now: int) -> str:
     if tree.root(seen.size) != seen.root:
         mirror_store.keep_evidence(site, text, "fork", now)
         raise LogBehindError(f"log: it is not the one {voucher} has seen; both notes are kept")
+    # (5)
+    if seen.size < _size_at_pause(site):
+        raise LogBehindError(
+            f"log: {voucher} has seen {seen.size} entries, fewer than this hospital's backup; its "
+            "node stands still, or the hub keeps it behind: ask another hospital"
+        )
     with site.database.unit_of_work() as connection:
-        put_state(connection, _PAUSED, "")
+        put_state(connection, COSIGNING_PAUSED, "")
     return voucher

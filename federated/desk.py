@@ -5,7 +5,7 @@ own device and never to the hub or the portal's server: the device proves knowle
 HMAC over the public key it made, and only this node can check that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -18,7 +18,9 @@ from coop.documents.envelope import issue
 from coop.enrolment import check_mac, in_two, new_code, wishes_of
 from coop.errors import ConflictError, CoopError, InvalidInputError, Kind, NotFoundError
 from federated.erased import refuse_if_erased
-from federated.site import Site, code, enrolled, patient
+from federated.mirror_store import mirror_document
+from federated.site import COSIGNING_PAUSED as PAUSED
+from federated.site import Site, code, enrolled, get_state, patient
 
 CODE_SECONDS: Final = 7 * 24 * 3600  # DESIGN §6: a code lives at most seven days
 BATCH_MAX: Final = 1000
@@ -86,15 +88,30 @@ def hand_over(site: Site, codes: Mapping[str, str]) -> tuple[dict[str, str], dic
         By record number: the first parts (whole codes where nothing goes by letter), the letters.
     """
     with site.database.reading() as connection:
-        query = (
-            sa.select(patient.c.record_key)
-            .join(enrolled, enrolled.c.pid == patient.c.pid)
-            .where(patient.c.record_key.in_(list(codes)))
+        query = sa.select(patient.c.record_key, patient.c.pid).where(
+            patient.c.record_key.in_(list(codes))
         )
-        again = set(connection.execute(query).scalars())
+        known = {row.record_key: row.pid for row in connection.execute(query)}
+        had = had_a_key(connection, set(known.values()))
+    again = {record for record, pid in known.items() if pid in had}
     two = {record: in_two(code) for record, code in codes.items() if record in again}
     handed = {record: two[record][0] if record in two else code for record, code in codes.items()}
     return handed, {record: letter for record, (_, letter) in two.items()}
+
+
+def had_a_key(connection: sa.Connection, pids: Collection[str]) -> set[str]:
+    """Those of these records that a key spoke for before, as far as can be known here.
+
+    A house that was restored has forgotten the newest, so until another hospital has shown it the
+    log everybody counts; after that it has read them from there.
+    """
+    if get_state(connection, PAUSED):
+        return set(pids)
+    found: set[str] = set()
+    for table in (enrolled, mirror_document):
+        query = sa.select(table.c.pid).where(table.c.pid.in_(list(pids)))
+        found |= set(connection.execute(query).scalars())
+    return found
 
 
 def recoveries(site: Site, speakers: Mapping[str, Speakers], now: int) -> list[dict[str, object]]:

@@ -44,5 +44,9 @@ def join(folder: Path, name: str, *, token: str, hub_url: str, ca_file: Path | N
     with Client(hub_url, ca_file) as client:
         answer = client.post("/v1/members/join", join_request(token, name, site.key, supernode_key))
     # (3)
-    site.pin(answer["trust"], hub_url, ca_file.read_text() if ca_file else None)
+    trust = dict(answer["trust"])
+    if exists and site.joined:
+        # A repeat: which hospitals count was settled at the first, and by people since.
+        trust["sites"] = dict(site.trust.sites)
+    site.pin(trust, hub_url, ca_file.read_text() if ca_file else None)
     return site

@@ -48,6 +48,9 @@ class ApprovalBody(_Body):
 
     study_id: str
     version: int | None = None
+    study_sha256: str | None = Field(
+        default=None, description="Of the study that was read; another one is not signed."
+    )
     epsilon_cap: str = Field(default="1", description="Decimal; at most 3.")
 
 
@@ -187,13 +190,14 @@ def _decision_routes(app: FastAPI, node: Node) -> None:
             node.client,
             body.study_id,
             version=body.version,
+            study_sha256=body.study_sha256,
             epsilon_cap=body.epsilon_cap,
             now=clock(),
         )
 
     @app.post("/local/v1/witnesses")
     def accept(body: AcceptBody) -> dict[str, Any]:
-        return {"witnesses": witnesses.accept(site, body.hospitals)}
+        return {"witnesses": witnesses.accept(site, node.client, body.hospitals)}
 
     @app.post("/local/v1/approvals:revoke")
     def revoke(body: RevokeBody) -> dict[str, Any]:

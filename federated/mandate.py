@@ -134,6 +134,7 @@ def verify(  # noqa: PLR0913  (the chain's documents and the two keys that judge
     *,
     did: str,
     hub_did: str,
+    hospitals: Mapping[str, str],
     now: int,
 ) -> Mandate:
     """The mandate for this round, after holding every link against this hospital's approval.
@@ -151,6 +152,8 @@ def verify(  # noqa: PLR0913  (the chain's documents and the two keys that judge
         weights: As received.
         did: This hospital's key.
         hub_did: The pinned hub.
+        hospitals: The others that count here (`federated.witnesses`): with a roster of its own
+            inventions a hub could read one hospital's masked answer, whose noise is only a share.
         now: UTC seconds.
 
     Raises:
@@ -165,7 +168,7 @@ def verify(  # noqa: PLR0913  (the chain's documents and the two keys that judge
     if read.reading is not Reading.CLEAR:
         raise PurposeNotUnderstoodError("purpose: not understood here, so nothing is permitted")
     # (b)
-    _check_names(order.subject, approved, did)
+    _check_names(order.subject, approved, did, hospitals)
     # (c)
     _check_plan(order.subject, approved)
     # (d)
@@ -192,7 +195,7 @@ def verify(  # noqa: PLR0913  (the chain's documents and the two keys that judge
     return mandate
 
 
-def _check_names(order: Order, approved: Approved, did: str) -> None:
+def _check_names(order: Order, approved: Approved, did: str, hospitals: Mapping[str, str]) -> None:
     study, approval = approved.study, approved.approval
     named = (order.study_sha256, order.study_id, order.version)
     if named != (approved.study_sha256, study.study_id, study.version):
@@ -203,8 +206,11 @@ def _check_names(order: Order, approved: Approved, did: str) -> None:
     if own[0].approval_sha256 != approved.approval_sha256:
         raise OrderMismatchError("order.roster: names another approval than this hospital's newest")
     for entry in order.roster:
-        if approval.witnesses.get(entry.site, entry.did) != entry.did:
-            raise OrderMismatchError(f"order.roster: another key than pinned for {entry.site}")
+        if entry.site != approval.site and hospitals.get(entry.site) != entry.did:
+            raise OrderMismatchError(
+                f"order.roster: {entry.site} does not count here with this key; compare it with "
+                "them, then coop hospital accept"
+            )
     if len({entry.site for entry in order.roster}) != len(order.roster):
         raise OrderMismatchError("order.roster: names a hospital twice")
 

@@ -119,7 +119,7 @@ class Mirror:
         """Fetch and verify what is new; returns the verified log size."""
         return self.lease().log_size
 
-    def lease(self, witnesses: Mapping[str, str] | None = None) -> HeldLease:
+    def lease(self) -> HeldLease:
         """A fresh lease over this hospital's own verified reading of the consents.
 
         Steps:
@@ -131,11 +131,8 @@ class Mirror:
           (4) every new envelope of this site's patients stands in that log and verifies;
           (5) the chain heads are the ones the lease vouches for (of a patient of whom staff set a
               document aside, and who is denied for it: that document or the one before it);
-          (6) a grant is usable only below a checkpoint that enough other pinned sites cosigned.
-
-        Args:
-            witnesses: Name to did of the other hospitals, as pinned in an approval; by default
-                those pinned at join and in this hospital's approvals.
+          (6) a grant is usable only below a checkpoint that enough other hospitals cosigned,
+              of those that count here (`federated.witnesses`).
 
         Raises:
             LeaseRefusedError: (2) fails. LogRollbackError, WitnessForkError: (3) fails.
@@ -146,14 +143,14 @@ class Mirror:
             trust = self._site.trust
             self._catch_up()
             try:
-                return self._lease(trust, witnesses, self._documents_to)
+                return self._lease(trust, self._documents_to)
             except mirror_store.MirrorMovedError:
                 self._catch_up()
-                return self._lease(trust, witnesses, self._documents_to)
+                return self._lease(trust, self._documents_to)
             except HeadsMismatchError:
                 # The hub may have left something out before: ask for everything once more. What
                 # was seen stays seen, so this can add a withdrawal and never drop one.
-                return self._lease(trust, witnesses, 0)
+                return self._lease(trust, 0)
 
     def witness(self, wait: int = 0) -> None:
         """Verify that the log really grew to its newest checkpoint, and cosign it.
@@ -203,9 +200,7 @@ class Mirror:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _lease(
-        self, trust: Trust, witnesses: Mapping[str, str] | None, documents_from: int
-    ) -> HeldLease:
+    def _lease(self, trust: Trust, documents_from: int) -> HeldLease:
         # (1), (2)
         asked = ask(
             self._client,
@@ -228,7 +223,7 @@ class Mirror:
                     "lease: the hub vouches for other consents than it sent; see the evidence"
                 )
             # (6)
-            cosigned = self._cosigned_size(trust, subject.checkpoint, witnesses)
+            cosigned = self._cosigned_size(trust, subject.checkpoint)
             mirror_store.keep_lease(
                 self._site, asked.lease, asked.latest, asked.leaves, fresh, erased.purge
             )
@@ -374,15 +369,9 @@ class Mirror:
             and standing.under not in ended
         )
 
-    def _cosigned_size(self, trust: Trust, text: str, witnesses: Mapping[str, str] | None) -> int:
+    def _cosigned_size(self, trust: Trust, text: str) -> int:
         """The size enough others vouch for; 0 when they do not, so that nothing is usable."""
-        if witnesses is None:
-            witnesses = known(self._site)
-        others = {
-            name: did
-            for name, did in witnesses.items()
-            if name != self._site.name and did != self._site.key.did
-        }
+        others = known(self._site)
         needed = cosigners_needed(len(others) + 1)
         if needed == 0:  # a single hospital: unwitnessed, and labelled so
             return self._tree.size

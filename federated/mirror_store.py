@@ -110,7 +110,7 @@ def stored_envelopes(site: Site, lease_sequence: int | None = None) -> list[Enve
 def stored_size(site: Site) -> int:
     """How many entries are stored."""
     with site.database.reading() as connection:
-        return _size(connection)
+        return entries(connection)
 
 
 def documents_to(site: Site) -> int:
@@ -222,14 +222,15 @@ def evidence(site: Site) -> list[Mapping[str, Any]]:
         return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def _size(connection: sa.Connection) -> int:
+def entries(connection: sa.Connection) -> int:
+    """How many entries are stored."""
     newest = connection.execute(sa.select(sa.func.max(mirror_entry.c.log_index))).scalar()
     return 0 if newest is None else int(newest) + 1
 
 
 def _keep_growth(connection: sa.Connection, size: int, text: str, leaves: Sequence[bytes]) -> None:
     start = size - len(leaves)
-    if _size(connection) != start:
+    if entries(connection) != start:
         raise MirrorMovedError("mirror: another process of this hospital moved it; ask again")
     if leaves:
         rows = [

@@ -26,7 +26,7 @@ from coop.documents.study import MICRO
 from coop.documents.training import RoundReceipt
 from coop.errors import ConflictError, CoopError, Kind
 from coop.families import family_of
-from federated import budget
+from federated import budget, witnesses
 from federated.answers import (
     State,
     Stored,
@@ -170,7 +170,7 @@ def prepare(
         answer = _known(connection, mandate)
     if answer is None or answer.state is State.GRANTED:
         # (2) A lease whose envelopes this node verified itself.
-        lease = mirror.lease(mandate.approved.approval.witnesses)
+        lease = mirror.lease()
         # (3) and (4) The cohort, its debit and the grant.
         answer = _grant(site, mandate, lease, now())
         # Debited, noise not yet drawn: a crash here loses budget, never privacy.
@@ -178,7 +178,7 @@ def prepare(
         answer = _compute(site, mandate, answer, lease, now())
     # (6) Nothing leaves without a fresh lease that still covers everyone who permitted it.
     asked_at = now()
-    fresh = mirror.lease(mandate.approved.approval.witnesses)
+    fresh = mirror.lease()
     _refuse_if_withdrawn(site, mandate, answer, fresh, asked_at)
     return Ready(mandate=mandate, answer=answer, fresh=fresh, at=asked_at)
 
@@ -196,6 +196,7 @@ def mandate_of(site: Site, asked: RoundInput, at: int) -> Mandate:
         asked.weights,
         did=site.key.did,
         hub_did=hub_did,
+        hospitals=witnesses.known(site),
         now=at,
     )
     refuse_if_forbidden(site, mandate.study, mandate.action, at)

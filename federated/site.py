@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -29,6 +30,9 @@ site_state = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 """Small facts of this hospital: name, secrets (hex), data_version, hub_url."""
+
+COSIGNING_PAUSED: Final = "cosigning_paused_at"
+"""Since when a restored house waits for another one's word on the log (`federated.cosigning`)."""
 
 patient = sa.Table(
     "patient",
@@ -207,12 +211,19 @@ class Site:
         path = self.folder / "trust.json"
         asked = Trust.of(trust)
         if path.exists():
-            _refuse_other_keys(Trust.load(path), asked)
+            pinned = Trust.load(path)
+            _refuse_other_keys(pinned, asked)
+            asked = replace(asked, sites={**pinned.sites, **asked.sites})  # none is left out
         _write(path, orjson.dumps(asked.to_json(), option=orjson.OPT_INDENT_2))
         if ca_pem is not None:
             _write(self.folder / "ca.pem", ca_pem.encode())
         with self.database.unit_of_work() as connection:
             put_state(connection, "hub_url", hub_url)
+
+    @property
+    def joined(self) -> bool:
+        """Whether a cooperative is pinned."""
+        return (self.folder / "trust.json").exists()
 
     @property
     def trust(self) -> Trust:

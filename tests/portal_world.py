@@ -66,6 +66,24 @@ class House:
         """A client of the hospital's own staff."""
         return Client(self.node_url, token=staff_token(self.node.site.folder))
 
+    @contextmanager
+    def invented(self, name: str) -> Iterator[None]:
+        """The hub lists a hospital that does not exist."""
+        database = Database(Settings(state=self.hub.path).database())
+        row = {
+            "name": name, "did": SigningKey.generate().did, "supernode_key": name,
+            "joined_at": now(), "state": "active",
+        }  # fmt: skip
+        with database.unit_of_work() as connection:
+            connection.execute(members.site_table.insert().values(row))
+        try:
+            yield
+        finally:
+            with database.unit_of_work() as connection:
+                table = members.site_table
+                connection.execute(table.delete().where(table.c.name == name))
+            database.close()
+
     def session(self, name: str) -> str:
         """A session token at the hub for a persona."""
         token = self.provider.id_token(self.provider.personas[name], now=now())

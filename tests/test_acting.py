@@ -13,8 +13,8 @@ from coop.db import Database
 from coop.documents.envelope import issue
 from coop.documents.people import Authority, Representation
 from coop.keys import SigningKey
-from federated import desk
-from federated.site import patient
+from federated import cosigning, desk
+from federated.site import COSIGNING_PAUSED, enrolled, patient, put_state
 from ui.console_views import recovery_rows
 
 
@@ -78,6 +78,9 @@ def test_a_patient_pauses_goes_on_and_sets_every_limit_at_the_command_line(
     assert ran("suspend", *mine)["event"] == "suspend"
     assert hub.registry.overview(ann.pid)["state"] == "suspended"
     assert ran("suspend", *mine)["event"] is None
+    done = CliRunner().invoke(app, ["patient", "consent", "--preset", "refuse", *mine])
+    assert done.exit_code == 1
+    assert "coop patient resume" in str(done.exception)
     assert ran("resume", *mine)["event"] == "resume"
     assert hub.registry.overview(ann.pid)["state"] == "active"
     limits = ("--min-cohort", "200", "--until", "2099-12-31", "--on-death", "continue")
@@ -95,7 +98,14 @@ def test_a_patient_pauses_goes_on_and_sets_every_limit_at_the_command_line(
 
 @pytest.mark.parametrize(
     "wrong",
-    [("--until", "2001-01-01"), ("--until", "soon"), ("--on-death", "sell"), ("--min-cohort", "0")],
+    [
+        ("--until", "2099-12-31T10:00:00"),
+        ("--until", "20991231"),
+        ("--until", "2001-01-01"),
+        ("--until", "soon"),
+        ("--on-death", "sell"),
+        ("--min-cohort", "0"),
+    ],
 )
 def test_a_limit_that_makes_no_sense_is_named_before_anything_is_sent(
     wrong: tuple[str, str], tmp_path: Path
@@ -128,10 +138,22 @@ def test_her_proxy_decides_for_her_until_she_ends_it(
     ran("proxy", ben.key.did, "--until", "2099-12-31", "--key", str(tmp_path / "ann.key"))
     assert ran("object", "--key", str(tmp_path / "ben.key"))["pid"] == ben.pid
     ran("object", "--lift", "--key", str(tmp_path / "ben.key"))
-    asked = ran("consent", "--preset", "all-research", "--record", ann.pid, *theirs)
-    assert asked["pid"] == ann.pid
+    said = ran("consent", "--preset", "all-research", "--record", ann.pid, *theirs)
+    assert said["pid"] == ann.pid
     assert hub.registry.history(ann.pid)[-1]["actor"] == "representative"
     assert {event["actor"] for event in hub.registry.history(ben.pid)} == {"patient"}
+    # Whoever represents her ends nobody else's right, and gets a record of his own as his own.
+    done = CliRunner().invoke(
+        app, ["patient", "proxy", ben.key.did, "--end", *theirs, "--record", ann.pid]
+    )
+    assert done.exit_code == 1
+    assert "only their own" in str(done.exception)
+    with basel.site.database.unit_of_work() as connection:
+        row = {"pid": basel.site.pid_of("carl"), "record_key": "carl"}
+        connection.execute(patient.insert(), [row])
+    code = desk.enrol(basel.site, ["carl"], method="desk", now=clock())["carl"]
+    done = ran("new", "--code", code, "--wait", "0", *theirs)
+    assert (done["state"], done["pid"]) == ("pending", None)
     assert ran("proxy", carl.did, "--end", "--key", str(tmp_path / "ann.key"))["ended"]
     done = CliRunner().invoke(app, ["patient", "object", "--record", ann.pid, *theirs])
     assert done.exit_code == 1
@@ -174,6 +196,14 @@ def test_whoever_lost_her_key_gets_a_new_one_only_with_the_letter_to_her_address
     asked = ["hospital", "recoveries", "--state", str(tmp_path / "basel"), "--json"]
     assert orjson.loads(CliRunner().invoke(app, asked).stdout)["waiting"] == []  # not seen yet
     basel.mirror.sync()
+    # A house that was restored may have forgotten who had a key: whoever comes gets two parts,
+    # and after that whoever the log says had one.
+    with basel.site.database.unit_of_work() as connection:
+        connection.execute(enrolled.delete())
+        assert desk.had_a_key(connection, {ann.pid, fresh["pid"]}) == {ann.pid}
+        cosigning.pause(connection, clock())
+        assert desk.had_a_key(connection, {ann.pid, fresh["pid"]}) == {ann.pid, fresh["pid"]}
+        put_state(connection, COSIGNING_PAUSED, "")
     (waiting,) = orjson.loads(CliRunner().invoke(app, asked).stdout)["waiting"]
     assert waiting["record"] == "record 0"
     assert waiting["waits_until"] - waiting["since"] == 7 * 86400

@@ -75,10 +75,10 @@ class Between:
     def __init__(self, mirror: Any, step: Any) -> None:
         self.mirror, self.steps = mirror, [lambda: None, step]
 
-    def lease(self, witnesses: Any = None) -> Any:
+    def lease(self) -> Any:
         if self.steps:
             self.steps.pop(0)()
-        return self.mirror.lease(witnesses)
+        return self.mirror.lease()
 
 
 @pytest.fixture

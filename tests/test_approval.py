@@ -1,5 +1,7 @@
 """A hospital's approval: what it signs, what it refuses to sign, and how it takes it back."""
 
+from types import SimpleNamespace
+
 import orjson
 import pytest
 import sqlalchemy as sa
@@ -28,6 +30,7 @@ from federated.approval import (
 )
 from federated.budget import Line
 from federated.fab import fab_hash
+from federated.join import join
 from federated.round import answer_round
 from federated.site import Site, TrustPinnedError
 from federated.study_limits import (
@@ -244,19 +247,22 @@ def test_a_hub_that_invents_a_hospital_gets_no_signature_before_somebody_compare
     ):
         approve(coop.site, Inventing(), study.study_id, now=now())
     assert witnesses.known(coop.site) == before  # it counts nowhere: no lease, no approval
-    for wrong in ({coop.site.name: invented}, {"atlantis": coop.site.key.did}):
-        with pytest.raises(InvalidInputError, match="itself, or has another"):
-            witnesses.accept(coop.site, wrong)
-    with pytest.raises(InvalidInputError):
-        witnesses.accept(coop.site, {"atlantis": "did:key:nonsense"})
-    other = next(iter(before))
-    with pytest.raises(TrustPinnedError):
-        witnesses.accept(coop.site, {other: invented})
-    with pytest.raises(InvalidInputError, match="another"):
-        witnesses.accept(coop.site, {"atlantis": before[other]})
 
 
-def test_an_accepted_hospital_counts_as_a_witness_from_then_on(tmp_path):
+class Listing:
+    """A hub that lists these hospitals."""
+
+    def __init__(self, **sites):
+        self.sites = sites
+
+    def get(self, path, **_params):
+        assert path == "/v1/members/sites"
+        return {"sites": [{"name": name, "did": did} for name, did in self.sites.items()]}
+
+
+@pytest.fixture
+def basel(tmp_path):
+    """A hospital that joined with Bern; Chur is a member since."""
     site = Site.create(tmp_path / "basel", "basel")
     keys = {name: SigningKey.generate().did for name in ("hub", "log", "bern", "chur")}
     trust = {
@@ -264,15 +270,79 @@ def test_an_accepted_hospital_counts_as_a_witness_from_then_on(tmp_path):
         "sites": {"basel": site.key.did, "bern": keys["bern"]}, "k": 1,
     }  # fmt: skip
     site.pin(trust, "https://hub.test", None)
-    assert witnesses.known(site) == {"bern": keys["bern"]}
-    both = {"bern": keys["bern"], "chur": keys["chur"]}
-    assert witnesses.accept(site, {"chur": keys["chur"]}) == both
-    assert witnesses.accept(site, {"chur": keys["chur"]}) == both
+    hub = Listing(basel=site.key.did, bern=keys["bern"], chur=keys["chur"])
+    yield SimpleNamespace(site=site, keys=keys, hub=hub, trust=trust)
     site.close()
-    again = Site.open(tmp_path / "basel")
-    assert witnesses.known(again) == both
-    assert again.hub_url == "https://hub.test"
-    again.close()
+
+
+def test_an_accepted_hospital_counts_as_a_witness_until_it_has_left(basel):
+    bern, both = {"bern": basel.keys["bern"]}, {n: basel.keys[n] for n in ("bern", "chur")}
+    assert witnesses.known(basel.site) == bern
+    assert witnesses.unknown(basel.site, basel.hub) == {"chur": basel.keys["chur"]}
+    for _ in range(2):
+        accepted = witnesses.accept(basel.site, basel.hub, {"chur": basel.keys["chur"]})
+        assert accepted == both
+    assert witnesses.agreed(basel.site, basel.hub) == both
+    assert witnesses.end(basel.site, "chur") == bern
+    with pytest.raises(InvalidInputError, match="does not count"):
+        witnesses.end(basel.site, "chur")
+    assert witnesses.unknown(basel.site, basel.hub) == {"chur": basel.keys["chur"]}
+    assert witnesses.accept(basel.site, basel.hub, {"chur": basel.keys["chur"]}) == both
+    assert basel.site.hub_url == "https://hub.test"
+
+
+def test_what_the_cooperative_does_not_list_exactly_so_is_not_accepted(basel):
+    """A slip of the pen locks nobody out."""
+    other = SigningKey.generate().did
+    for name, did in {
+        "chr": basel.keys["chur"], "chur": other, "basel": basel.site.key.did, "bern": other,
+    }.items():  # fmt: skip
+        with pytest.raises(witnesses.WitnessUnknownError, match="letter by letter"):
+            witnesses.accept(basel.site, basel.hub, {name: did})
+    moved = Listing(**{**basel.hub.sites, "bern": other})
+    with pytest.raises(TrustPinnedError):
+        witnesses.accept(basel.site, moved, {"bern": other})
+    assert witnesses.known(basel.site) == {"bern": basel.keys["bern"]}
+
+
+@pytest.mark.parametrize("name", ["Zug; rm -rf ~", "$(reboot)", "", "bern\n"])
+def test_a_hub_puts_no_words_into_the_command_that_a_person_copies(basel, name):
+    listing = Listing(**{**basel.hub.sites, name: SigningKey.generate().did})
+    with pytest.raises(witnesses.WitnessChangedError, match="no hospital's name"):
+        witnesses.agreed(basel.site, listing)
+    with pytest.raises(witnesses.WitnessChangedError, match="no key"):
+        witnesses.agreed(basel.site, Listing(zug="did:key:$(reboot)"))
+
+
+def test_pinning_again_leaves_no_hospital_out(basel):
+    witnesses.accept(basel.site, basel.hub, {"chur": basel.keys["chur"]})
+    basel.site.pin({**basel.trust, "sites": {}}, "https://hub.test", None)
+    assert set(witnesses.known(basel.site)) == {"bern", "chur"}
+
+
+def test_joining_once_more_changes_nothing_about_who_counts(basel, monkeypatch):
+    """Whatever a hub answers to a repeat: no hospital is left out, and none comes in."""
+    answers = [{}, {f"fake{number}": SigningKey.generate().did for number in range(2)}]
+
+    class Hub:
+        def __init__(self, *_args):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_args):
+            pass
+
+        def post(self, *_args):
+            return {"trust": {**basel.trust, "sites": answers.pop(0)}}
+
+    monkeypatch.setattr("federated.join.Client", Hub)
+    folder = basel.site.folder
+    while answers:
+        token = "coop_join_" + "x" * 43
+        join(folder, "basel", token=token, hub_url="https://hub.test", ca_file=None).close()
+        assert witnesses.known(basel.site) == {"bern": basel.keys["bern"]}
 
 
 def test_an_approval_can_be_taken_back_once_and_given_again(coop):

@@ -297,10 +297,10 @@ class Between:
         self.mirror = mirror
         self.steps = list(steps)
 
-    def lease(self, witnesses=None):
+    def lease(self):
         if self.steps:
             self.steps.pop(0)()
-        return self.mirror.lease(witnesses)
+        return self.mirror.lease()
 
 
 def test_a_withdrawal_before_the_release_discards_the_answer_and_keeps_the_debit(coop, run):

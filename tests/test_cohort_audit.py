@@ -416,11 +416,11 @@ def test_a_node_that_sent_an_answer_after_a_withdrawal_is_caught(
     leases = []
 
     class Between:
-        def lease(self, witnesses=None):
-            leases.append(witnesses)
+        def lease(self):
+            leases.append(None)
             if len(leases) == 2:
                 coop.say("revoke", people)
-            return coop.mirror.lease(witnesses)
+            return coop.mirror.lease()
 
     with monkeypatch.context() as patch:
         patch.setattr("federated.round._refuse_if_withdrawn", lambda *_: None)

@@ -156,10 +156,28 @@ def test_people_carry_the_word_from_hospital_to_hospital(basel: Restored, tmp_pa
     assert basel.signs()
 
 
-def test_a_hospital_that_stands_alone_has_nobody_to_ask(hub: ConsentHub, tmp_path: Path):
-    alone = Hospital(hub, tmp_path, "basel")
-    alone.connect()
-    assert witnesses.known(alone.site) == {}
-    distrust_budgets(alone.site, now=clock())
-    assert not cosigning.paused(alone.site)
-    alone.close()
+def test_a_hospital_that_knew_nobody_at_the_backup_waits_too_for_others_count_it(
+    hub: ConsentHub, tmp_path: Path
+):
+    first = Hospital(hub, tmp_path, "basel")
+    first.connect()
+    assert witnesses.known(first.site) == {}
+    distrust_budgets(first.site, now=clock())
+    (person,) = first.enrol(1)
+    grant(hub, [person])
+    first.mirror.witness()
+    with hub.database.reading() as connection:
+        newest = hub.journal.checkpoint(connection)
+    assert not note.cosigners(newest, {"basel": first.site.key.did})
+    first.close()
+
+
+def test_a_word_about_less_than_the_backup_held_shows_nothing(basel: Restored):
+    bern = basel.others[0].site
+    early = mirror_store.stored_tree(bern).root(1)
+    text = note.sign_checkpoint(ORIGIN, 1, early, basel.hub.log_key)
+    word = note.cosign(text, name="bern", key=bern.key, now=basel.at)
+    basel.mirror.witness()
+    with pytest.raises(LogBehindError, match="fewer than this hospital's backup"):
+        cosigning.resume(basel.site, word, clock())
+    assert cosigning.paused(basel.site)

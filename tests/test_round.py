@@ -276,7 +276,8 @@ def test_the_roster_must_name_this_hospital_once_with_its_own_key_and_approval(c
         [{**own, "approval_sha256": "0" * 64}],
         [own, own],
         [{**own, "site": "elsewhere", "did": SigningKey.generate().did}],
-        [own, other],  # budapest under another key than the one pinned in the approval
+        [own, other],  # budapest under another key than the one known here
+        [own, {**other, "site": "atlantis"}],  # a hospital nobody here has compared keys with
     ):
         roster = [ApprovalRef(**entry) for entry in entries]
         run.order = coop.order(run.study, run.document, run.approval, roster=roster)
@@ -366,10 +367,10 @@ class Between:
         self.mirror = mirror
         self.steps = list(steps)
 
-    def lease(self, witnesses=None):
+    def lease(self):
         if self.steps:
             self.steps.pop(0)()
-        return self.mirror.lease(witnesses)
+        return self.mirror.lease()
 
 
 def nothing():

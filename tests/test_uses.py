@@ -103,11 +103,11 @@ def test_what_was_discarded_never_left_and_is_not_listed(coop):
     class Leaving:
         calls = 0
 
-        def lease(self, witnesses=None):
+        def lease(self):
             self.calls += 1
             if self.calls == 2:
                 coop.say("revoke", [patient])
-            return coop.mirror.lease(witnesses)
+            return coop.mirror.lease()
 
     with pytest.raises(WithdrawnError):
         answer_round(coop.site, Leaving(), run.input())

@@ -248,6 +248,8 @@ def _event(
         if standing["objected"] == (event == "object"):
             return None
     elif event == "decide":
+        if standing["state"] == "suspended":
+            raise ConsentRefusedError("consent: it is paused; coop patient resume, or withdraw")
         event = "amend" if standing["state"] in _GRANTED else "grant"
     elif standing["state"] not in _DECIDED[choice.asked]:
         return None

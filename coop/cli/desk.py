@@ -35,7 +35,9 @@ def represent(  # noqa: PLR0913, PLR0917  (one per option of the command)
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option(help="The day it ends, like 2031-05-04; of a minor, when she comes of age."),
+        typer.Option(
+            help="It ends as this day begins, like 2031-05-04: of a minor, when she comes of age."
+        ),
     ] = None,
     document: Annotated[
         Path | None, typer.Option(help="The paper you saw; only its SHA-256 is recorded.")
@@ -51,9 +53,7 @@ def represent(  # noqa: PLR0913, PLR0917  (one per option of the command)
     from federated.mirror import Mirror
 
     now = int(time.time())
-    ends = 0 if end else instant(until, "--until")
-    if not end and ends <= now:
-        raise typer.BadParameter("must lie in the future", param_hint="--until")
+    ends = 0 if end else instant(until, "--until", now=now)
     site = _open(state)
     if end:
         known = Mirror(site, _hub(site)).speakers()

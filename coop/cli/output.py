@@ -1,5 +1,6 @@
 """One way for commands to answer: a JSON document for programs, or text for people."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -29,6 +30,7 @@ def told(facts: Mapping[str, object], indent: str = "") -> str:
 
 
 _DAY_S: Final = 86_400
+_DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
 _LAST_DATE: Final = 253_402_300_799  # of the year 9999; documents say later for "no end"
 
 
@@ -41,31 +43,37 @@ def day(seconds: int) -> str:
     return iso(seconds).replace("T", " ").replace("Z", " UTC")
 
 
-def instant(text: str | None, option: str) -> int:
-    """UTC seconds of a day that was typed (its first instant), or of a time with its zone."""
-    return _instant(text, option)[0]
+def instant(text: str | None, option: str, *, now: int) -> int:
+    """UTC seconds at which a day that was typed begins, or of a time with its zone."""
+    return _ahead(_instant(text, option)[0], option, now)
 
 
 def last_second(text: str, option: str, *, now: int) -> int:
     """UTC seconds at which what holds until a day (that day included) or a time has ended."""
     at, whole_day = _instant(text, option)
-    end = at + _DAY_S if whole_day else at
-    if end <= now:
+    return _ahead(at + _DAY_S if whole_day else at, option, now)
+
+
+def _ahead(at: int, option: str, now: int) -> int:
+    if at <= now:
         raise typer.BadParameter("must lie in the future", param_hint=option)
-    return end
+    return at
 
 
 def _instant(text: str | None, option: str) -> tuple[int, bool]:
     typed = text or ""
+    whole_day = _DAY.fullmatch(typed) is not None
     try:
         at = datetime.fromisoformat(typed)
-    except ValueError as error:
+    except ValueError:
+        at = None
+    if at is None or (at.tzinfo is None) != whole_day:
         raise typer.BadParameter(
-            "must be a day like 2031-05-04, or a time like 2031-05-04T10:00:00+02:00",
+            "must be a day like 2031-05-04 (in UTC), or a time with its zone like "
+            "2031-05-04T10:00:00+02:00",
             param_hint=option,
-        ) from error
-    seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-    return int(seconds), "T" not in typed and " " not in typed
+        )
+    return int((at.replace(tzinfo=UTC) if whole_day else at).timestamp()), whole_day
 
 
 def micro(text: str | None) -> int | None:

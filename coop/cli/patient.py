@@ -233,8 +233,8 @@ def trusted(path: Path | None) -> "Trust | None":
 
 
 def _pid_or_none(client: "Client") -> str | None:
-    pids = client.get("/v1/me")["pids"]
-    return str(pids[0]["pid"]) if pids else None
+    pids = [one["pid"] for one in client.get("/v1/me")["pids"] if one["own"]]
+    return str(pids[0]) if pids else None
 
 
 def record_of(client: "Client", record: str | None = None) -> tuple[str, str]:

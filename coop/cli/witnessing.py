@@ -16,25 +16,33 @@ __all__ = ["app"]
 @app.command()
 def accept(
     hospitals: Annotated[
-        list[str], typer.Argument(metavar="NAME=DID...", help="As they told you themselves.")
-    ],
+        list[str] | None, typer.Argument(metavar="NAME=DID...", help="As they told you.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--end", metavar="NAME", help="Count this one no longer.")
+    ] = None,
     state: State = HERE,
     as_json: Json = False,
 ) -> None:
     """Count hospitals that joined later as witnesses, once you have compared their keys with them.
 
     The hub lists the members, and one that lies could list hospitals that do not exist. Each
-    hospital reads its own did to you from `coop hospital status`.
+    hospital reads its own did to you from `coop hospital status`. One that has left is taken back
+    with --end: its cosignature would be waited for.
     """
     from federated import witnesses
 
-    named = dict(text.split("=", 1) for text in hospitals if "=" in text)
-    if len(named) != len(hospitals):
-        raise typer.BadParameter("must be like bern=did:key:z6Mk…, each hospital once")
+    named = dict(text.split("=", 1) for text in hospitals or [] if "=" in text)
+    if len(named) != len(hospitals or []) or bool(named) == (end is not None):
+        raise typer.BadParameter("say NAME=DID, each hospital once, or --end NAME")
     site = _open(state)
-    known = witnesses.accept(site, named)
+    if end is not None:
+        known = witnesses.end(site, end)
+    else:
+        with _hub(site) as hub:
+            known = witnesses.accept(site, hub, named)
     site.close()
-    show({"witnesses": known}, as_json, f"witnesses: {', '.join(known)}")
+    show({"witnesses": known}, as_json, f"witnesses: {', '.join(known) or 'none'}")
 
 
 @app.command()
@@ -45,8 +53,11 @@ def checkpoint(
 ) -> None:
     """For a hospital that was restored: how far the log grew, with this hospital's signature."""
     from federated import cosigning
+    from federated.mirror import Mirror
 
     site = _open(state)
+    with _hub(site) as hub:
+        Mirror(site, hub).witness()  # what counts is how far the log has grown by now
     out.write_text(cosigning.statement(site, int(time.time())))
     site.close()
     show({"file": str(out)}, as_json, f"hand {out} to the restored hospital, not through the hub")
@@ -69,7 +80,9 @@ def cosign(
 
     site = _open(state)
     with _hub(site) as hub:
-        Mirror(site, hub).witness()
+        mirror = Mirror(site, hub)
+        mirror.witness()
+        mirror.sync()
     voucher = cosigning.resume(site, checkpoint_file.read_text(), int(time.time()))
     site.close()
     show({"vouched_by": voucher}, as_json, f"cosigns again: {voucher} has seen the same log")

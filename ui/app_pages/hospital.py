@@ -79,16 +79,17 @@ def approvals() -> None:
     if review["problems"] or _to_compare(review["unknown_witnesses"]):
         return
     cap = st.text_input("This hospital's limit for ε (at most 3)", "1")
-    if st.button("Sign with the hospital's key", type="primary"):
-        try:
-            node().post(
-                "/local/v1/approvals",
-                {"study_id": study["study_id"], "version": study["version"], "epsilon_cap": cap},
-            )
-        except CoopError as error:
-            explain(error)
-            return
-        st.rerun()
+    read = {name: study[name] for name in ("study_id", "version")}
+    read |= {"study_sha256": review["study_sha256"], "epsilon_cap": cap}
+    # What was read is what is signed: the digest is of this page, not of what the hub sends next.
+    st.button("Sign with the hospital's key", type="primary", on_click=_sign, args=(read,))
+
+
+def _sign(read: dict[str, Any]) -> None:
+    try:
+        node().post("/local/v1/approvals", read)
+    except CoopError as error:
+        explain(error)
 
 
 def _to_compare(unknown: dict[str, str]) -> bool:
@@ -98,14 +99,17 @@ def _to_compare(unknown: dict[str, str]) -> bool:
     st.header("Hospitals that joined later")
     st.write(wording.COMPARE_KEYS)
     table([{"hospital": name, "key": did} for name, did in unknown.items()], empty="")
-    if st.button("They told me exactly these keys"):
-        try:
-            node().post("/local/v1/witnesses", {"hospitals": unknown})
-        except CoopError as error:
-            explain(error)
-            return True
-        st.rerun()
+    # The arguments are those of the table that was shown: the click asks the hub once more, and
+    # what it says then nobody has compared.
+    st.button("They told me exactly these keys", on_click=_accept, args=(unknown,))
     return True
+
+
+def _accept(hospitals: dict[str, str]) -> None:
+    try:
+        node().post("/local/v1/witnesses", {"hospitals": hospitals})
+    except CoopError as error:
+        explain(error)
 
 
 def _study(review: dict[str, Any]) -> None:

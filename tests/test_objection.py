@@ -159,15 +159,16 @@ def test_a_record_that_becomes_hers_while_she_objects_is_objected(
     answer(hub, basel)
     second, _, _ = ask(hub, bern, "2", ann)
     objecting, go_on = threading.Event(), threading.Event()
-    real = hub.registry._events.append
+    real = members.pids_of
 
-    def slow(connection, items):
+    def slow(connection, account_id):
+        found = real(connection, account_id)
         if threading.current_thread().name == "objects":
             objecting.set()
             go_on.wait(0.5)  # as long as the enrolment needs, if nothing held it up
-        return real(connection, items)
+        return found
 
-    monkeypatch.setattr(hub.registry._events, "append", slow)
+    monkeypatch.setattr(members, "pids_of", slow)
     objects = threading.Thread(target=hub.registry.object_everywhere, args=(ann,), name="objects")
     objects.start()
     assert objecting.wait(5)

@@ -23,7 +23,8 @@ from federated.accounting import plan
 from federated.data import SITES, csv_of
 from federated.private_training import private_gradient, unsafe_gradient_without_noise
 from federated.run_figures import summary
-from federated.simulate import Data, Mode, SplitRule, load, references, simulate, with_epsilon
+from federated.simulate import Data, Mode, SplitRule, load, simulate, with_epsilon
+from federated.simulation_report import local_models, references
 
 ROOT = Path(__file__).parent.parent
 RUNS = 30
@@ -76,7 +77,7 @@ def quality_without_privacy(rows: Rows, study: Study, data: Mapping[str, Data], 
     note = f"{base}; no noise, deterministic"
     rows.add("pooled AUC, not private", auc, "AUC", input=note, target=0.884)
     rows.add("mean accuracy of 4, not private", accuracy, "share", input=note, target=0.82)
-    local = references(study, data)["local_only"]
+    local = references(study, data, local_models(study, data))["local_only"]
     local_auc = local["auc_pooled"]["mean"]  # type: ignore[index]
     rows.add("pooled AUC, each hospital alone", local_auc, "AUC", input=note)
     return auc

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coop.documents.study import MICRO, Recipe, Study
-from coop.documents.training import ADVERSARY_A, accountant, adversary_b
 from coop.errors import InvalidInputError, Kind
 from coop.families import LOGISTIC_REGRESSION, Family, family_of, public_seed
-from coop.features import Row, columns, training_matrix
+from coop.features import Row, training_matrix
 from federated.accounting import Plan, noise_micro_for, plan
 from federated.data import is_bundled, split
 from federated.importers import Dictionary
@@ -32,7 +31,7 @@ from federated.private_training import (
     unsafe_gradient_without_noise,
 )
 from federated.record_import import read_patients
-from federated.run_figures import Run, WrongFilesError, by_name, figures_of, scored, summary
+from federated.run_figures import Run, WrongFilesError, scored
 from federated.step import apply_round, average
 
 RUNS_MAX: Final = 1000
@@ -245,7 +244,7 @@ def simulate(
         case Mode.A:
             pass
         case Mode.NONE:
-            recipe = _reference_recipe(recipe, sum(len(part.train[1]) for part in data.values()))
+            recipe = reference_recipe(recipe, sum(len(part.train[1]) for part in data.values()))
         case Mode.B:
             if recipe.aggregation != "sum" or recipe.sampling_micro < MICRO:
                 raise InvalidInputError("recipe: in mode B a sum over every patient, no sample")
@@ -256,7 +255,7 @@ def simulate(
     finished: list[Run] = []
     for _ in range(runs):
         weights = train(matrices, recipe, used, shares, family=family, seed=seed)
-        finished.append(_scored(study, dict.fromkeys(data, weights), data))
+        finished.append(scored_on(study, dict.fromkeys(data, weights), data))
         progress()
     return finished
 
@@ -276,79 +275,8 @@ def honest_of(study: Study, sites: int, asked: int | None) -> int:
     return honest
 
 
-def references(study: Study, data: Mapping[str, Data]) -> dict[str, object]:
-    """What one could reach with the rows in one place, and each hospital alone. Without noise.
-
-    Both read whole records: not possible in production.
-    """
-    pooled = simulate(study, data, mode=Mode.NONE, runs=1)[0]
-    local: dict[str, Weights] = {}
-    for site, part in data.items():
-        recipe = _reference_recipe(study.recipe, len(part.train[1]))
-        local[site] = train(
-            {site: part.train}, recipe, None, family=family_of(study), seed=public_seed(study)
-        )
-    return {
-        "note": "not possible in production: reads whole records, adds no noise",
-        "local_only": summary([_scored(study, local, data)]),
-        "pooled_non_private": summary([pooled]),
-    }
-
-
-def report(
-    study: Study,
-    data: Mapping[str, Data],
-    runs: list[Run],
-    *,
-    mode: Mode,
-    split_rule: str,
-    honest: int | None = None,
-) -> dict[str, object]:
-    """The document of `coop simulate --json`."""
-    shares = honest_of(study, len(data), honest) if mode is Mode.B else 1
-    budget = plan(study.budget, study.recipe.schedule)
-    private = mode is not Mode.NONE
-    return {
-        "study_id": study.study_id,
-        "runs": len(runs),
-        "epsilon": study.budget.epsilon_micro / MICRO if private else None,
-        "delta": budget.delta if private else None,
-        "mode": mode.value,
-        "privacy": _privacy(budget, shares) if private else None,
-        "split": split_rule,
-        "patients": {
-            site: {
-                "train": len(part.train[1]),
-                "test": len(part.test[1]),
-                "quarantined": part.quarantined,
-            }
-            for site, part in data.items()
-        },
-        "columns": len(columns(study.schema_)),
-        "metrics": summary(runs),
-        "references": references(study, data),
-        "sites": by_name([run.sites for run in runs]),
-        "groups": by_name([run.groups for run in runs]),
-        "each_run": [figures_of(run) for run in runs],
-    }
-
-
-def _privacy(budget: Plan, honest: int) -> dict[str, object]:
-    adversary = ADVERSARY_A if honest == 1 else adversary_b(honest)
-    return {
-        "unit": "patient",
-        "relation": "add or remove one patient",
-        "accountant": accountant(budget.sampling_micro),
-        "adversary": adversary,
-        "honest": honest,
-        "training_epsilon": budget.training_epsilon,
-        "training_sigma": budget.training_sigma_micro / MICRO,
-        "rounds": budget.rounds,
-        "not_counted": "choosing the recipe; reading test figures",
-    }
-
-
-def _reference_recipe(recipe: Recipe, patients: int) -> Recipe:
+def reference_recipe(recipe: Recipe, patients: int) -> Recipe:
+    """The study's recipe without noise: long enough that a reference has converged."""
     return recipe.model_copy(
         update={
             "sampling_micro": MICRO,
@@ -360,7 +288,8 @@ def _reference_recipe(recipe: Recipe, patients: int) -> Recipe:
     )
 
 
-def _scored(study: Study, weights: Mapping[str, Weights], data: Mapping[str, Data]) -> Run:
+def scored_on(study: Study, weights: Mapping[str, Weights], data: Mapping[str, Data]) -> Run:
+    """The scores of each site's test patients under that site's weights."""
     return scored(
         study, weights, {site: (*part.test, part.test_groups) for site, part in data.items()}
     )

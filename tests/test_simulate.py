@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from coop.cli import app
 from coop.documents.study import Study
 from coop.errors import InvalidInputError
+from coop.families import family_of
 from coop.studyfile import load_study
 from federated import simulate as simulation
 from federated.accounting import plan
@@ -23,12 +24,10 @@ from federated.simulate import (
     TooFewHonestError,
     WrongFilesError,
     load,
-    references,
-    report,
     simulate,
-    summary,
     with_epsilon,
 )
+from federated.simulation_report import TOGETHER, cross_site, local_models, references, report
 
 ROOT = Path(__file__).parent.parent
 BENCHMARK = ROOT / "examples" / "heart-disease" / "study.yaml"
@@ -106,7 +105,7 @@ def test_less_privacy_is_less_noise_in_the_weights(benchmark):
 
 def test_a_hospital_with_one_outcome_is_scored_without_an_auc(benchmark):
     study, data = benchmark
-    local = references(study, data)["local_only"]
+    local = references(study, data, local_models(study, data))["local_only"]
     assert local["auc_pooled"]["mean"] is not None
     zurich = data["zurich"]
     only = {"zurich": simulation.Data(**{**_fields(zurich), "test": zurich.train,
@@ -254,3 +253,22 @@ def test_scores_known_by_hand():
     assert found.calibration == pytest.approx(-0.05)
     assert calibration_error(probabilities, outcomes) == pytest.approx((0.1 + 0.2 + 0.1) / 4)
     assert scores(probabilities[:0], outcomes[:0]) is None
+
+
+def test_the_matrix_says_whose_model_serves_whose_patients(benchmark):
+    study, data = benchmark
+    runs = simulate(study, data, mode=Mode.NONE, runs=1)
+    local = local_models(study, data)
+    matrix = cross_site(study, data, local, runs)
+    assert set(matrix) == {*data, TOGETHER}
+    family = family_of(study)
+    for trained, weights in local.items():
+        for tested, part in data.items():
+            x, y = part.test
+            expected = scores(family.predict(weights, x), y)
+            if expected is not None:
+                cell = matrix[trained][tested]
+                assert cell["auc"] == {"mean": expected.auc, "sd": 0.0 if expected.auc else None}
+                assert cell["n"] == len(y)
+    assert matrix[TOGETHER].keys() == runs[0].sites.keys()
+    assert report(study, data, runs, mode=Mode.NONE, split_rule="x")["cross_site"] == matrix

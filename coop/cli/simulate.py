@@ -64,8 +64,9 @@ def simulate(  # noqa: PLR0913  (the options of a command line)
 
     from coop.documents.study import Study
     from coop.studyfile import load_study
-    from federated.simulate import load, report, with_epsilon
+    from federated.simulate import load, with_epsilon
     from federated.simulate import simulate as run
+    from federated.simulation_report import report
 
     chosen_mode, rule = _choices(mode, split)
     study = with_epsilon(Study.model_validate(load_study(study_file)), epsilon)
@@ -180,8 +181,21 @@ def _show(document: dict[str, Any]) -> None:
         others = (references[key][name]["mean"] for key in ("local_only", "pooled_non_private"))
         table.add_row(name, *(_three(v) for v in (value["mean"], value["sd"], *others)))
     Console().print(table)
+    _show_matrix(document["cross_site"])
     print(f"* {references['note']}")
     print(ATTRIBUTION)
+
+
+def _show_matrix(matrix: "Mapping[str, Any]") -> None:
+    """AUC of each hospital's own model* and of the one trained together, on each one's patients."""
+    from rich.console import Console
+    from rich.table import Table
+
+    tested = list(next(iter(matrix.values())))
+    table = Table("AUC: trained at*, tested at", *tested)
+    for trained, row in matrix.items():
+        table.add_row(trained, *(_three(row[site]["auc"]["mean"]) for site in tested))
+    Console().print(table)
 
 
 def _three(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""AUC, accuracy and Brier score from the sum of noised histograms, with the noise's own spread.
+"""AUC, accuracy, Brier and calibration from the sum of noised histograms, with the noise's spread.
 
 Runs at the hub and in `coop simulate`: post-processing of DP outputs, so it costs no privacy. Pure
 numpy; randomness is an argument and no secret (it only spreads known noise, so that anyone with the
@@ -72,8 +72,20 @@ def brier(cells: Cells) -> float:
     return float((cells[0] @ middle**2 + cells[1] @ (1 - middle) ** 2) / cells.sum())
 
 
+def calibration(cells: Cells) -> float:
+    """Mean predicted risk minus the share with the outcome, scores at the middle of their bin."""
+    bins = cells.shape[1]
+    middle = (np.arange(bins) + 0.5) / bins
+    return float((cells.sum(axis=0) @ middle - cells[1].sum()) / cells.sum())
+
+
 def estimate(
-    cells: Cells, metric: Callable[[Cells], float], noise_sd: float, generator: np.random.Generator
+    cells: Cells,
+    metric: Callable[[Cells], float],
+    noise_sd: float,
+    generator: np.random.Generator,
+    *,
+    least: float = 0.0,
 ) -> tuple[float, float] | None:
     """A metric of noised counts and its standard deviation from the noise, or None.
 
@@ -100,7 +112,7 @@ def estimate(
         return None  # hardly any noise, and still no patient with or without the outcome
     if sd >= MEANINGLESS_SD:
         return None
-    return min(max(value, 0.0), 1.0), sd
+    return min(max(value, least), 1.0), sd
 
 
 def _metric(
@@ -108,12 +120,21 @@ def _metric(
 ) -> GroupMetric:
     area = estimate(cells, auc, noise_sd, generator)
     right = estimate(cells, accuracy, noise_sd, generator)
+    error = off = None
+    if area is not None and right is not None:
+        # What noise drowns, it drowns for all: these two vary too little by nature to tell alone.
+        error = estimate(cells, brier, noise_sd, generator)
+        off = estimate(cells, calibration, noise_sd, generator, least=-1.0)
     return GroupMetric(
         group=group,
         auc_micro=None if area is None else round(area[0] * MICRO),
         auc_sd_micro=None if area is None else round(area[1] * MICRO),
         accuracy_micro=None if right is None else round(right[0] * MICRO),
         accuracy_sd_micro=None if right is None else round(right[1] * MICRO),
+        brier_micro=None if error is None else round(error[0] * MICRO),
+        brier_sd_micro=None if error is None else round(error[1] * MICRO),
+        calibration_micro=None if off is None else round(off[0] * MICRO),
+        calibration_sd_micro=None if off is None else round(off[1] * MICRO),
         count_noised=max(round(float(cells.sum())), 0),
     )
 

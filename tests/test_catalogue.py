@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import yaml
 from budget import budget
 from doors_world import served
 from fastapi import FastAPI
@@ -431,6 +432,22 @@ def test_the_hub_serves_cards_files_and_bundles_and_an_export_verifies(
         ).output  # fmt: skip
         assert any("unbroken chain" in step for step in run("verify", model_id)["steps"])
         assert run("export", model_id, "--out", str(folder))["model_id"] == model_id
+        _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+        metadata = yaml.safe_load(front)
+        assert metadata["pipeline_tag"] == "tabular-classification"
+        (index,) = metadata["model-index"]
+        assert index["name"] == model_id
+        shown = {m["name"]: m["value"] for m in index["results"][0]["metrics"]}
+        said = card["passport"]["document"]["credentialSubject"]
+        for metric in said["metrics"]:
+            if metric.get("auc_micro") is not None:
+                assert shown[f"roc_auc ({metric['group']}), noised"] == metric["auc_micro"] / 1e6
+        assert shown
+        epsilon, delta = said["training_epsilon_micro"] / 1e6, said["delta_pico"] / 1e12
+        assert f"| training | {epsilon:.3f} | {delta:.0e} |" in text
+        for field in card["features"]["features"]:
+            assert f"| {field['name']} | {field['kind']} |" in text
+        assert said["record_sha256"] in text
         with Client(url) as client:
             for path in ("heart-v2-00000000", f"{model_id}/artefacts/trust.json", "..%2Fx/bundle"):
                 with pytest.raises(CoopError):

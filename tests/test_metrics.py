@@ -1,6 +1,7 @@
 """AUC, accuracy and Brier score of noised histograms, and how far the noise may have moved them."""
 
 import itertools
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -9,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from federated.metrics import MEANINGLESS_SD, accuracy, auc, brier, estimate, measure
+from federated.metrics import (
+    MEANINGLESS_SD,
+    accuracy,
+    auc,
+    brier,
+    calibration,
+    estimate,
+    measure,
+)
 
 GROUPS = ["female", "male"]
 counts = arrays(np.float64, (2, 4), elements=st.integers(0, 30)).filter(
@@ -42,6 +51,8 @@ def test_accuracy_and_brier_of_a_known_table():
     cells = np.array([[6.0, 2.0], [1.0, 3.0]])  # bins [0, .5) and [.5, 1]
     assert accuracy(cells) == pytest.approx(9 / 12)
     assert brier(cells) == pytest.approx((9 * 0.25**2 + 3 * 0.75**2) / 12)
+    assert calibration(cells) == pytest.approx((7 * 0.25 + 5 * 0.75 - 4) / 12)
+    assert calibration(np.array([[3.0, 0.0], [1.0, 0.0]])) == pytest.approx(0)  # a quarter each
     assert accuracy(np.array([[0.0, 4.0, 0.0], [0.0, 4.0, 0.0]])) == pytest.approx(0.5)
 
 
@@ -55,17 +66,18 @@ def test_without_noise_the_metrics_are_exact():
 
 @pytest.mark.parametrize(("patients", "noise_sd"), [(4000, 2), (4000, 20), (276, 8), (276, 12)])
 def test_noise_moves_the_metrics_by_about_the_stated_spread(patients, noise_sd):
-    exact, misses = truth(patients)[0] * 2, []
+    exact, misses = truth(patients)[0] * 2, defaultdict(list)
     for seed in range(budget(25, 400)):
         noise = np.random.default_rng(seed)
         cells = exact + noise.normal(0, noise_sd, (2, 5))
-        for metric in (auc, accuracy):
-            found = estimate(cells, metric, noise_sd, noise)
+        for metric in (auc, accuracy, brier, calibration):
+            found = estimate(cells, metric, noise_sd, noise, least=-1.0)
             if found is not None:
-                misses.append((found[0] - metric(exact)) / found[1])
-    assert len(misses) > budget(45, 700)
-    assert 0.4 < np.std(misses) < 1.5
-    assert abs(np.mean(misses)) < 0.8
+                misses[metric.__name__].append((found[0] - metric(exact)) / found[1])
+    assert len(misses["auc"] + misses["accuracy"]) > budget(45, 700)
+    for name, each in misses.items():
+        assert 0.4 < np.std(each) < 1.5, name
+        assert abs(np.mean(each)) < 0.8, name
 
 
 def test_figures_that_noise_drowns_are_left_out():
@@ -75,15 +87,17 @@ def test_figures_that_noise_drowns_are_left_out():
         assert row.auc_micro is None or (row.auc_sd_micro or 0) < MEANINGLESS_SD * 1e6
         assert row.count_noised >= 0
     nobody = measure(np.zeros((2, 2, 5)), GROUPS, noise_sd=5, generator=noise)
-    assert all(row.auc_micro is None and row.accuracy_micro is None for row in nobody)
+    figures = ("auc_micro", "accuracy_micro", "brier_micro", "calibration_micro")
+    assert all(getattr(row, name) is None for row in nobody for name in figures)
 
 
 @settings(max_examples=budget(25, 300))
 @given(arrays(np.float64, (2, 2, 5), elements=st.floats(-500, 500)), st.floats(0, 100))
 def test_any_noised_histogram_gives_figures_within_zero_and_one(cells, noise_sd):
     for row in measure(cells, GROUPS, noise_sd=noise_sd, generator=rng()):
-        for value in (row.auc_micro, row.accuracy_micro):
+        for value in (row.auc_micro, row.accuracy_micro, row.brier_micro):
             assert value is None or 0 <= value <= 10**6
+        assert row.calibration_micro is None or abs(row.calibration_micro) <= 10**6
 
 
 def test_the_same_public_seed_gives_the_same_figures():

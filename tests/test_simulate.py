@@ -17,6 +17,7 @@ from coop.studyfile import load_study
 from federated import simulate as simulation
 from federated.accounting import plan
 from federated.data import SITES, csv_of, split
+from federated.run_figures import summary
 from federated.scores import auc, calibration_error, scores
 from federated.simulate import (
     Mode,

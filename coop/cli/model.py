@@ -75,21 +75,26 @@ def export(
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Save a model's passport and files into a new folder that `coop model verify` checks."""
+    """Save a model's passport, files and card into a new folder that `coop model verify` checks."""
     from coop.canonical import jcs
     from coop.errors import ConflictError
+    from coop.model_card import FILE, model_card
 
     folder = out or Path(model_id)
     if folder.exists():
         raise ConflictError(f"{folder}: exists; name another folder with --out")
     bundle, files = _fetch(model_id)
+    with _client() as client:
+        readable = model_card(client.get(f"/v1/models/{model_id}"))
     folder.mkdir(parents=True)
     for name, body in files.items():
         (folder / name).write_bytes(body)
+    (folder / FILE).write_text(readable)
     # Last: a folder without a passport is an interrupted export and does not verify.
     (folder / PASSPORT_FILE).write_bytes(jcs(bundle))
-    facts = {"model_id": model_id, "folder": str(folder), "files": [*files, PASSPORT_FILE]}
-    show(facts, as_json, f"{folder}: {', '.join([*files, PASSPORT_FILE])}")
+    written = [*files, FILE, PASSPORT_FILE]
+    facts = {"model_id": model_id, "folder": str(folder), "files": written}
+    show(facts, as_json, f"{folder}: {', '.join(written)}")
 
 
 def verified(bundle: Mapping[str, Any], files: Mapping[str, bytes], trust: "Trust") -> "Report":
@@ -159,7 +164,7 @@ def _privacy(said: Mapping[str, Any]) -> str:
 
 def _metric(metric: Mapping[str, Any]) -> str:
     parts = []
-    for name in ("auc", "accuracy"):
+    for name in ("auc", "accuracy", "brier", "calibration"):
         value, sd = metric.get(f"{name}_micro"), metric.get(f"{name}_sd_micro")
         if value is not None:
             parts.append(f"{name} {value / _MICRO:.3f} ± {(sd or 0) / _MICRO:.3f}")

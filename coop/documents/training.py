@@ -143,6 +143,11 @@ class GroupMetric(Part):
     auc_sd_micro: int | None = None
     accuracy_micro: int | None = None
     accuracy_sd_micro: int | None = None
+    brier_micro: int | None = None
+    brier_sd_micro: int | None = None
+    calibration_micro: int | None = None
+    """Mean predicted risk minus the share who had the outcome: 0 is calibrated in the large."""
+    calibration_sd_micro: int | None = None
     count_noised: int
 
 

@@ -36,6 +36,7 @@ from coop.documents.training import (
     adversary_b,
 )
 from coop.errors import ConflictError, InvalidInputError, NotFoundError
+from coop.fairness import fairness
 from coop.families import family_of
 from coop.features import columns
 from coop.journal.store import Journal
@@ -170,6 +171,7 @@ class Catalogue:
             adversary=_adversary(order.subject),
             mechanism=_mechanism(order.subject, evaluated=bool(metrics)),
             metrics=list(metrics),
+            fairness=fairness(study.evaluation, metrics),
             artefacts=[_named(name, body) for name, body in files.items()],
             hospital_weights=dict(hospital_weights),
             intended_use=INTENDED_USE,

@@ -96,6 +96,7 @@ def _text(said: Mapping[str, Any], passport: Mapping[str, Any]) -> str:
                 for m in passport["metrics"]
             ],
         ),
+        **_fairness(passport.get("fairness")),
         "## What it reads": _table(
             ("field", "kind", "unit or values"),
             [
@@ -115,6 +116,18 @@ def _text(said: Mapping[str, Any], passport: Mapping[str, Any]) -> str:
         "that these files are the ones it names.",
     }  # fmt: skip
     return "\n\n".join(f"{heading}\n\n{body}" for heading, body in sections.items()) + "\n"
+
+
+def _fairness(said: Mapping[str, Any] | None) -> dict[str, str]:
+    if said is None:
+        return {}
+    words = {
+        "passed": "every subgroup is surely above it",
+        "uncertain": "under the noise nobody can say whether every subgroup is above it",
+        "below": f"surely below it: {', '.join(said['below'])}; the model answers nothing",
+    }[said["verdict"]]
+    least = f"{said['floor_micro'] / _MICRO:.2f}"
+    return {"## Fairness": f"Least AUC of a subgroup by every approval: {least}; {words}."}
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ from coop import catalogue
 from coop.catalogue import RELEASED, RETIRED, RETRAIN_DUE, Catalogue, ModelRow
 from coop.documents.envelope import open_document
 from coop.documents.study import Remediation, Study
-from coop.documents.training import ModelState
+from coop.documents.training import ModelState, Passport
 from coop.journal.store import Journal
 from coop.pools import holding_table, pool_change, pool_table
 from coop.studies import study_table
@@ -103,6 +103,21 @@ def replace_due(connection: sa.Connection, models: Catalogue, study_id: str, by:
     return changed
 
 
+def refuse_unfair(connection: sa.Connection, models: Catalogue, model_id: str) -> bool:
+    """Take a model out of use that is surely below its study's floor; whether it is.
+
+    Called in the release's own unit of work: there is no moment at which it answers.
+    """
+    row = catalogue.model(connection, model_id)
+    document = models.journal.document(connection, row.passport_digest)
+    said = open_document(Passport, document, issuers=None).subject.fairness
+    if said is None or said.verdict != "below":
+        return False
+    found = withdrawals(connection, models.journal, row)
+    models.change(connection, _state(row, found, "retired", "fairness"))
+    return True
+
+
 def retire(connection: sa.Connection, models: Catalogue, model_id: str) -> None:
     """Take a model out of use by the staff's own decision.
 
@@ -119,7 +134,7 @@ def _state(
     row: ModelRow,
     found: Withdrawals,
     state: Literal["retrain-due", "retired"],
-    reason: Literal["staff", "withdrawals", "replaced"],
+    reason: Literal["staff", "withdrawals", "replaced", "fairness"],
 ) -> ModelState:
     return ModelState(
         model_id=row.model_id,

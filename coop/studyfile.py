@@ -42,6 +42,7 @@ _UNITS: Final[Mapping[str, Mapping[str, tuple[str, int]]]] = {
         "sampling": ("sampling_micro", MICRO),
         "noise": ("noise_micro", MICRO),
     },
+    "evaluation": {"floor": ("floor_micro", MICRO)},
     "budget": {
         "epsilon": ("epsilon_micro", MICRO),
         "delta": ("delta_pico", PICO),
@@ -178,7 +179,7 @@ def _in_units(written: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
         ]
     if "index" in written:
         study["index"] = _index(written["index"])
-    for name in ("recipe", "budget"):
+    for name in ("recipe", "budget", "evaluation"):
         study[name] = _part(written[name], name, f"{name}.")
     study["expires"] = _time(written["expires"], "expires")
     if "ethics_document" in study:

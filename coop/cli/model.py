@@ -130,12 +130,25 @@ def _card_text(card: Mapping[str, Any]) -> str:
         _privacy(said),
         *(f"         {line}" for line in said["mechanism"]),
         *(f"{metric['group']:12} {_metric(metric)}" for metric in said["metrics"]),
+        *_fairness(said.get("fairness")),
         f"reads:   {', '.join(feature['name'] for feature in card['features']['features'])}",
         "earns:   " + ", ".join(f"{site} {n}" for site, n in said["hospital_weights"].items()),
         _left(card["withdrawals"]),
         said["intended_use"],
     ]
     return "\n".join(lines)
+
+
+def _fairness(said: Mapping[str, Any] | None) -> list[str]:
+    """How the subgroups stand to the floor that the hospitals approved, if there is one."""
+    if said is None:
+        return []
+    words = {
+        "passed": "every subgroup is above it",
+        "uncertain": "the noise hides whether every subgroup is above it",
+        "below": f"below it: {', '.join(said['below'])}; the model answers nothing",
+    }[said["verdict"]]
+    return [f"fair:    least AUC of a subgroup {said['floor_micro'] / _MICRO:.2f}: {words}"]
 
 
 def _left(found: Mapping[str, Any]) -> str:

@@ -229,6 +229,9 @@ class Evaluation(Part):
     group_field: str = Name
     """A category field whose values are the subgroups."""
     groups: list[str] = Field(min_length=1, max_length=16)
+    floor_micro: int | None = Field(default=None, ge=0, le=MICRO)
+    """The least AUC of every subgroup: a model surely below it answers nothing (`coop.fairness`).
+    Every hospital votes for it with its approval. Without it, no floor."""
 
 
 class Remediation(Part):

@@ -166,13 +166,23 @@ class ModelState(Subject):
     model_id: str
     passport_sha256: str = Sha256
     state: Literal["retrain-due", "retired"]
-    reason: Literal["staff", "withdrawals", "replaced"]
+    reason: Literal["staff", "withdrawals", "replaced", "fairness"]
     permitted: int
     """Patients who permitted the study at its first round: registry knowledge."""
     withdrawn: int
     """How many of them have withdrawn since."""
     rounds: int
     """The rounds their records may have been in: all of the model's, from the first to this."""
+
+
+class Fairness(Part):
+    """How the released figures stand to the floor that the study was approved with."""
+
+    floor_micro: int
+    """The least AUC of every subgroup."""
+    verdict: Literal["passed", "below", "uncertain"]
+    """below: one is surely below, and the model answers nothing. uncertain: the noise hides it."""
+    below: list[str]
 
 
 class Passport(Subject):
@@ -206,6 +216,8 @@ class Passport(Subject):
     mechanism: list[str]
     """One line per release: `train q=1 sigma=… rounds=…`, q the sampling rate."""
     metrics: list[GroupMetric]
+    fairness: Fairness | None = None
+    """None where the study has no floor."""
     artefacts: list[Artefact]
     hospital_weights: dict[str, int]
     """Registered consents at the first round, by site: who earns (DESIGN §7, alpha = 1)."""

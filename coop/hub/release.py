@@ -86,6 +86,8 @@ class Releases:
                 hospital_weights=weights,
                 cost=_cost(result),
             )
+            if remediation.refuse_unfair(connection, self._models, model_id):
+                return  # what it would have replaced goes on as it was
             remediation.remedy(connection, self._models, gone)
             remediation.replace_due(connection, self._models, result.study.study_id, model_id)
 

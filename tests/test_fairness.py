@@ -2,19 +2,26 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_catalogue import a_study, release_in
+from test_rounds import commit, weights
+from training_world import TrainingWorld, study_of
 
 from coop import catalogue, remediation
-from coop.catalogue import RELEASED, RETIRED
+from coop.canonical import document_digest
+from coop.catalogue import RELEASED, RETIRED, Catalogue
 from coop.db import Database
 from coop.documents.study import Evaluation
 from coop.documents.training import GroupMetric
+from coop.economy import Economy
 from coop.fairness import fairness
+from coop.hub.release import Releases
 from coop.model_card import model_card
+from federated.run_tables import histograms_bytes
 
 GROUPS = ["female", "male"]
 
@@ -90,3 +97,36 @@ def test_a_model_below_the_floor_is_out_of_use_and_every_card_says_why(
     text = model_card(card)
     assert ("surely below it: female" in text) == unfair
     assert yaml.safe_load(text.split("---\n", 2)[1])["model-index"]
+
+
+@pytest.mark.parametrize("floor", [None, 400_000, 700_000])
+def test_the_hub_releases_no_model_that_is_surely_below_its_floor(
+    sqlite_database: Database, floor: int | None
+):
+    world = TrainingWorld(sqlite_database)
+    world.join("east")
+    held = study_of().evaluation.model_copy(update={"floor_micro": floor})
+    world.ready("east", evaluation=held)
+    digest = document_digest(world.rounds.create("heart"))
+    for _ in range(2):
+        commit(world, digest, weights(1, 2))
+    many = 1_000_000  # patients in each bin, far above the noise
+    same, apart = [[many] * 10] * 2, [[many] * 5 + [0] * 5, [0] * 5 + [many] * 5]
+    counted = np.array([same, apart], dtype=np.int64)  # female: no better than a coin
+    commit(world, digest, histograms_bytes({"east": counted}))
+    world.rounds.release(digest)
+    models = Catalogue(world.journal, world.hub_key, lambda: world.now)
+    economy = Economy(sqlite_database, world.journal, world.hub_key, lambda: world.now)
+    releases = Releases(
+        sqlite_database, world.journal, world.rounds, models, economy, lambda: world.now
+    )
+    for _ in range(2):  # a crash after it repeats it
+        releases.release(digest)
+    with sqlite_database.reading() as connection:
+        (row,) = catalogue.models(connection)
+        said = world.journal.document(connection, row.passport_digest)["credentialSubject"]
+    assert row.state == (RETIRED if floor == 700_000 else RELEASED)
+    assert said.get("fairness", {}).get("below", []) == (["female"] if floor == 700_000 else [])
+    (female,) = [metric for metric in said["metrics"] if metric["group"] == "female"]
+    assert female["auc_micro"] == pytest.approx(500_000, abs=1000)
+    assert female["calibration_micro"] == pytest.approx(0, abs=1000)

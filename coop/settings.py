@@ -3,9 +3,12 @@
 Every setting is an environment variable `COOP_NAME`, documented in `docs/reference/settings.md`.
 """
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -60,6 +63,18 @@ class Settings(BaseSettings):
     demo: bool = Field(
         default=False, description="Demo: people are made up, and the portal's pages say so."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_mistyped(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A setting that is nearly one of ours is a slip: ignoring it would leave the default."""
+        known = [f"COOP_{name.upper()}" for name in cls.model_fields]
+        for name in os.environ:  # noqa: TID251  (the one place that reads settings)
+            if name.startswith("COOP_") and name not in known:
+                near = get_close_matches(name, known, n=1, cutoff=0.85)
+                if near:
+                    raise ValueError(f"{name} is unknown; did you mean {near[0]}?")
+        return values
 
     def database(self) -> str:
         """The database URL in force."""

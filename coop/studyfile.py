@@ -6,9 +6,10 @@ holds the form; every error names its field. No number ever passes through a flo
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, DecimalException
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -139,7 +140,22 @@ def _said(error: SchemaError) -> str:
     form = error.schema
     if isinstance(form, Mapping) and form.get("$comment") == "decimal":
         return f"{str(error.instance)[:40]!r} is not a plain decimal number"
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        known = [str(name) for name in form.get("properties", {})]  # type: ignore[union-attr]
+        return _unexpected([str(name) for name in error.instance], known)
     return error.message[:300]
+
+
+def _unexpected(written: Sequence[str], known: Sequence[str]) -> str:
+    """The names that do not belong here, each with the one it may have been meant as."""
+    said = []
+    for name in written:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            said.append(
+                f"{name[:60]!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return "; ".join(said)[:300]
 
 
 def _in_words_of_the_file(error: ValidationError) -> str:

@@ -94,7 +94,9 @@ def main() -> NoReturn:
 
 
 def _wrong_settings(error: Any) -> str:  # noqa: ANN401  (pydantic's ValidationError, see above)
-    return "\n".join(
-        f"COOP_{'.'.join(map(str, one['loc'])).upper()}: {one['msg']} (docs/reference/settings.md)"
-        for one in error.errors(include_input=False)
-    )
+    lines = []
+    for one in error.errors(include_input=False):
+        about = f"COOP_{'.'.join(map(str, one['loc'])).upper()}: " if one["loc"] else ""
+        said = one["msg"].removeprefix("Value error, ")
+        lines.append(f"{about}{said} (docs/reference/settings.md)")
+    return "\n".join(lines)

@@ -113,7 +113,7 @@ def test_wherever_a_round_is_killed_it_was_charged_before_its_noise_and_is_charg
     assert (code, noisy) == (0, True), said
     steps = int(said.split()[0])
     assert steps > 5
-    points = np.unique(np.linspace(1, steps, budget(8, steps), dtype=int))
+    points = np.unique(np.linspace(1, steps, budget(6, steps), dtype=int))
     reached = []
     for deadly in map(int, points):
         round_ = 3 + len(reached)

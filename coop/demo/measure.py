@@ -10,8 +10,8 @@ _KIB: Final = 1024
 _EVERY_S: Final = 1.0
 
 
-def tree() -> set[int]:
-    """This process and all its descendants."""
+def tree(root: int | None = None) -> set[int]:
+    """A process, by default this one, and all its descendants."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -20,7 +20,7 @@ def tree() -> set[int]:
             except OSError:
                 continue
             parents[int(entry.name)] = int(fields[1])
-    found = {os.getpid()}
+    found = {os.getpid() if root is None else root}
     grown = True
     while grown:
         more = {pid for pid, parent in parents.items() if parent in found} - found
@@ -29,10 +29,10 @@ def tree() -> set[int]:
     return found
 
 
-def memory_bytes() -> int:
-    """Proportional set size of the tree: shared pages count once."""
+def memory_bytes(root: int | None = None) -> int:
+    """Proportional set size of the tree below `root`: shared pages count once."""
     total = 0
-    for pid in tree():
+    for pid in tree(root):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:

@@ -40,7 +40,7 @@ def enrol(house: House, facts: dict[str, Any]) -> None:
             codes[record] for record in hospital.records if record not in enrolled
         ]
         everyone += [(person, codes[person.record_key]) for person in persons]
-    pids = _redeem(house, everyone)
+    pids = redeem(house, everyone)
     with house.public() as client:
         shown_notice = Notice.model_validate(client.get("/v1/notices:current")["notice"])
     now = int(time.time())
@@ -60,7 +60,7 @@ def enrol(house: House, facts: dict[str, Any]) -> None:
         )
         for person, _code in everyone
     ]
-    receipts = _submit(house, documents)
+    receipts = submit(house, documents)
     ada = everyone[0][0]  # the first patient of Cleveland's file
     keys = house.folder / "keys"
     keys.mkdir(mode=0o700)
@@ -92,7 +92,7 @@ def _words(person: Person) -> list[list[str]]:
     return summary(preset(person.preset))
 
 
-def _redeem(house: House, everyone: list[tuple[Person, str]]) -> dict[str, str]:
+def redeem(house: House, everyone: list[tuple[Person, str]]) -> dict[str, str]:
     """Send every redemption; wait until the hospitals have answered; pids by did."""
     bodies = [redemption(code, person.key) for person, code in everyone]
     pids: dict[str, str] = {}
@@ -123,7 +123,8 @@ def _redeem(house: House, everyone: list[tuple[Person, str]]) -> dict[str, str]:
     return pids
 
 
-def _submit(house: House, documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def submit(house: House, documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Send signed events to the registry; its answer to each."""
     results: list[dict[str, Any]] = []
     with house.public() as client, house.narrator.progress() as bar:
         task = bar.add_task("signatures into the log", total=len(documents), note="")

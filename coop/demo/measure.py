@@ -31,14 +31,16 @@ def tree(root: int | None = None) -> set[int]:
 
 def memory_bytes(root: int | None = None) -> int:
     """Proportional set size of the tree below `root`: shared pages count once."""
-    total = 0
-    for pid in tree(root):
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) * _KIB for line in lines if line.startswith("Pss:"))
-    return total
+    return sum(proportional(pid) for pid in tree(root))
+
+
+def proportional(pid: int) -> int:
+    """Bytes of one process, of what it shares its part; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * _KIB for line in lines if line.startswith("Pss:"))
 
 
 def cpu_seconds() -> float:

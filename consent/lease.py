@@ -105,7 +105,7 @@ def heads(connection: sa.Connection, site: str) -> Mapping[str, str]:
     And the newest document on who may speak, where there is one after the first enrolment.
     """
     query = sa.select(consent_head.c.pid, consent_head.c.digest).where(consent_head.c.site == site)
-    found = {row.pid: row.digest for row in connection.execute(query)}
+    found: dict[str, str] = {row[0]: row[1] for row in connection.execute(query)}
     people = sa.select(enrolment.c.pid, enrolment.c.newest).where(
         enrolment.c.site == site, enrolment.c.newest.is_not(None)
     )

@@ -8,7 +8,7 @@ a lease only says *until when* and *under which log* that reading holds.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from threading import RLock
 from typing import Any, Final, NoReturn
 
@@ -50,6 +50,7 @@ __all__ = [
     "boottime",
 ]
 
+_RECORDS_KEPT: Final = 1_000_000
 _SHRUNK: Final = "checkpoint: the log had {} entries and now has {}"
 
 
@@ -81,6 +82,9 @@ class Mirror:
         self._heads = ""
         self._documents_to = mirror_store.documents_to(site)
         self._asides = asides(site)
+        self._newest = mirror_store.NewestEnrolments(site)
+        # An erasure names a digest: each record's is made once, not once for every erasure.
+        self._record_of = lru_cache(maxsize=_RECORDS_KEPT)(partial(erased.record_digest, site))
 
     def size(self) -> int:
         """How many entries of the log were verified here."""
@@ -99,7 +103,7 @@ class Mirror:
         Nobody does for whom this hospital has enrolled a newer key than the hub has shown it, nor
         for an erased record.
         """
-        newest = mirror_store.newest_enrolments(self._site)
+        newest = self._newest.now()
         gone = erased.waiting(self._site)
         with self._lock:
             fold = self._folded(self._site.trust)
@@ -293,7 +297,7 @@ class Mirror:
             site_did=self._site.key.did,
             hub_did=trust.hub,
             passkeys=trust.passkeys,
-            record_of=partial(erased.record_digest, self._site),
+            record_of=self._record_of,
         )
 
     def _folded(self, trust: Trust) -> Fold:
@@ -356,7 +360,7 @@ class Mirror:
         self, fold: Fold, standings: Mapping[str, Standing], cosigned: int
     ) -> frozenset[str]:
         """Pids whose chain is active by an event that the witnesses saw, under today's key."""
-        newest = mirror_store.newest_enrolments(self._site)
+        newest = self._newest.now()
         ended = mirror_store.ended_representations(self._site)
         return frozenset(
             pid

@@ -156,18 +156,35 @@ def keep_lease(
         purge(connection, site, envelopes)
 
 
-def newest_enrolments(site: Site) -> dict[str, tuple[int, set[str]]]:
+class NewestEnrolments:
     """When this hospital signed its last enrolment for each pid, and its digest.
 
-    Several only within one second.
+    Several only within one second. Kept until an enrolment comes or goes: every lease asks.
     """
-    newest: dict[str, tuple[int, set[str]]] = {}
-    with site.database.reading() as connection:
-        query = sa.select(enrolled.c.pid, enrolled.c.digest, enrolled.c.at).order_by(enrolled.c.at)
-        for row in connection.execute(query):
-            at, digests = newest.get(row.pid, (row.at, set()))
-            newest[row.pid] = (row.at, {row.digest} | (digests if at == row.at else set()))
-    return newest
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._kept: tuple[tuple[object, ...], dict[str, tuple[int, set[str]]]] = ((), {})
+
+    def now(self) -> Mapping[str, tuple[int, set[str]]]:
+        """As the database says now."""
+        columns = digest, at = enrolled.c.digest, enrolled.c.at
+        functions = sa.func.count(), sa.func.sum(at), sa.func.min(digest), sa.func.max(digest)
+        with self._site.database.reading() as connection:
+            marker = tuple(connection.execute(sa.select(*functions)).one())
+            kept = self._kept
+            if marker == kept[0]:
+                return kept[1]
+            newest: dict[str, tuple[int, set[str]]] = {}
+            rows = connection.execute(sa.select(enrolled.c.pid, *columns).order_by(at))
+            for pid, name, when in rows:
+                before = newest.get(pid)
+                if before is not None and before[0] == when:
+                    before[1].add(name)
+                else:
+                    newest[pid] = when, {name}
+        self._kept = marker, newest
+        return newest
 
 
 def is_behind(speakers: Speakers, newest: tuple[int, set[str]] | None) -> bool:

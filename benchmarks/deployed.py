@@ -151,7 +151,7 @@ def followed(house: House, fields: dict[str, Any]) -> dict[str, Any]:
         if now["state"] in {"finished", "failed", "cancelled"}:
             break
         house.stage.check()
-        time.sleep(0.05)
+        time.sleep(0.25)  # each question costs the hub something, too
     if now["state"] != "finished":
         sys.exit(f"training {now['state']}: {now.get('error')}")
     trained = [r["credentialSubject"] for r in now["records"]]

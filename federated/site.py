@@ -6,6 +6,7 @@ database is named, `node.sqlite`. A pseudonym can be computed here and nowhere e
 """
 
 import base64
+import fcntl
 import hashlib
 import hmac
 import os
@@ -210,11 +211,14 @@ class Site:
         """
         path = self.folder / "trust.json"
         asked = Trust.of(trust)
-        if path.exists():
-            pinned = Trust.load(path)
-            _refuse_other_keys(pinned, asked)
-            asked = replace(asked, sites={**pinned.sites, **asked.sites})  # none is left out
-        _write(path, orjson.dumps(asked.to_json(), option=orjson.OPT_INDENT_2))
+        # One at a time, in any process: of two hospitals accepted at once none may be lost.
+        with (self.folder / "trust.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists():
+                pinned = Trust.load(path)
+                _refuse_other_keys(pinned, asked)
+                asked = replace(asked, sites={**pinned.sites, **asked.sites})  # none is left out
+            _write(path, orjson.dumps(asked.to_json(), option=orjson.OPT_INDENT_2))
         if ca_pem is not None:
             _write(self.folder / "ca.pem", ca_pem.encode())
         with self.database.unit_of_work() as connection:

@@ -1,5 +1,6 @@
 """A hospital's approval: what it signs, what it refuses to sign, and how it takes it back."""
 
+import threading
 from types import SimpleNamespace
 
 import orjson
@@ -312,6 +313,20 @@ def test_a_hub_puts_no_words_into_the_command_that_a_person_copies(basel, name):
         witnesses.agreed(basel.site, listing)
     with pytest.raises(witnesses.WitnessChangedError, match="no key"):
         witnesses.agreed(basel.site, Listing(zug="did:key:$(reboot)"))
+
+
+def test_hospitals_accepted_at_once_are_all_accepted(basel):
+    keys = {f"site{number}": SigningKey.generate().did for number in range(16)}
+    hub = Listing(**basel.hub.sites, **keys)
+    threads = [
+        threading.Thread(target=witnesses.accept, args=(basel.site, hub, {name: did}))
+        for name, did in keys.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(witnesses.known(basel.site)) == {"bern", *keys}
 
 
 def test_pinning_again_leaves_no_hospital_out(basel):

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -17,6 +18,9 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 from coop.db import Database
+
+if TYPE_CHECKING:
+    from consent_hub import ConsentHub
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci")
@@ -43,6 +47,17 @@ def _as_non_root() -> dict[str, int]:
             continue
         return {"user": user.pw_uid, "group": user.pw_gid}
     return {}
+
+
+@pytest.fixture
+def hub(sqlite_database: Database) -> Iterator["ConsentHub"]:
+    """Registry, journal and doors on a port, over a fresh database."""
+    from consent_hub import ConsentHub
+
+    made = ConsentHub(sqlite_database)
+    made.serve()
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

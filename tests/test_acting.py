@@ -9,21 +9,12 @@ from consent_hub import ConsentHub, Hospital, clock
 from typer.testing import CliRunner
 
 from coop.cli import app
-from coop.db import Database
 from coop.documents.envelope import issue
 from coop.documents.people import Authority, Representation
 from coop.keys import SigningKey
 from federated import cosigning, desk
 from federated.site import COSIGNING_PAUSED, enrolled, patient, put_state
 from ui.console_views import recovery_rows
-
-
-@pytest.fixture
-def hub(sqlite_database: Database):
-    made = ConsentHub(sqlite_database)
-    made.url = made.serve()
-    yield made
-    made.stop()
 
 
 def test_a_recorded_parent_allows_and_stops_and_every_event_says_so(

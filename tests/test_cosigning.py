@@ -23,14 +23,6 @@ from federated.mirror import Mirror
 from federated.site import Site
 
 
-@pytest.fixture
-def hub(sqlite_database: Database) -> Iterator[ConsentHub]:
-    hub = ConsentHub(sqlite_database)
-    hub.serve()
-    yield hub
-    hub.stop()
-
-
 class Restored:
     """Basel, restored from a backup that does not know what it cosigned last; Bern and Chur."""
 

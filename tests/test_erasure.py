@@ -43,14 +43,6 @@ REASON = "she asked for it in writing"
 
 
 @pytest.fixture
-def hub(sqlite_database: Database) -> Iterator[ConsentHub]:
-    hub = ConsentHub(sqlite_database)
-    hub.serve()
-    yield hub
-    hub.stop()
-
-
-@pytest.fixture
 def hospitals(hub: ConsentHub, tmp_path: Path) -> Iterator[list[Hospital]]:
     found = [Hospital(hub, tmp_path, name) for name in ("basel", "zurich")]
     for hospital in found:

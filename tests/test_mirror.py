@@ -49,14 +49,6 @@ STUDY = {
 
 
 @pytest.fixture
-def hub(sqlite_database: Database) -> Iterator[ConsentHub]:
-    hub = ConsentHub(sqlite_database)
-    hub.serve()
-    yield hub
-    hub.stop()
-
-
-@pytest.fixture
 def hospitals(hub: ConsentHub, tmp_path: Path) -> Iterator[list[Hospital]]:
     """Three hospitals that know each other: two others must cosign."""
     found = [Hospital(hub, tmp_path, name) for name in ("basel", "cleveland", "zurich")]

@@ -13,7 +13,6 @@ from consent.decide import Request, decide
 from consent.store import consent_head, site_document
 from coop.canonical import document_digest, jcs, parse_object
 from coop.cli import app
-from coop.db import Database
 from coop.documents.consent import Enrolment
 from coop.documents.envelope import issue, open_document
 from coop.documents.quarantine import Quarantine
@@ -31,14 +30,6 @@ from federated.quarantine import (
     refusals,
     set_aside,
 )
-
-
-@pytest.fixture
-def hub(sqlite_database: Database) -> Iterator[ConsentHub]:
-    hub = ConsentHub(sqlite_database)
-    hub.serve()
-    yield hub
-    hub.stop()
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from test_registry import question
 from consent.decide import Request, decide
 from consent.roster import Roster
 from consent.store import consent_head, snapshot, standing_of
-from coop.db import Database
 from coop.errors import CoopError
 
 CHOICES = ("all-research", "train-only", "with-companies", "refuse")
@@ -26,14 +25,6 @@ ASKED = [
     question(data_class="genome"),
     question(at=0),
 ]
-
-
-@pytest.fixture
-def hub(sqlite_database: Database) -> Iterator[ConsentHub]:
-    hub = ConsentHub(sqlite_database)
-    hub.serve()
-    yield hub
-    hub.stop()
 
 
 @pytest.fixture

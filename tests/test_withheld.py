@@ -13,7 +13,6 @@ from consent.chain import heads_digest
 from consent.store import consent_head, site_document
 from coop.canonical import jcs
 from coop.cli import app
-from coop.db import Database
 from coop.documents.envelope import issue
 from coop.documents.people import Representation
 from coop.documents.training import Lease
@@ -22,14 +21,6 @@ from coop.keys import SigningKey
 from coop.verify import NotConvictedError, VerificationError, verify_withheld
 from federated.evidence import NoEvidenceError, of_lease
 from federated.quarantine import set_aside
-
-
-@pytest.fixture
-def hub(sqlite_database: Database) -> Iterator[ConsentHub]:
-    hub = ConsentHub(sqlite_database)
-    hub.serve()
-    yield hub
-    hub.stop()
 
 
 @pytest.fixture

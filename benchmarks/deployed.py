@@ -15,15 +15,12 @@ from typing import Any
 
 from rows import Rows  # first: it takes this folder off the path
 
-from consent.policy import preset
 from coop.demo import learning, patients
 from coop.demo.house import House, open_house
 from coop.demo.measure import cpu_seconds, memory_bytes, proportional
 from coop.demo.narrator import Narrator
 from coop.demo.people import Person
 from coop.demo.stage import prepare
-from coop.documents.consent import Consent, Notice
-from coop.documents.envelope import issue
 from coop.documents.study import Study
 from coop.features import columns
 from coop.keys import SigningKey
@@ -75,28 +72,7 @@ def enrol(house: House) -> None:
             )
             everyone.append((person, codes[record]))
     pids = patients.redeem(house, everyone)
-    with house.public() as client:
-        notice = Notice.model_validate(client.get("/v1/notices:current")["notice"])
-    now = int(time.time())
-    patients.submit(
-        house,
-        [
-            issue(
-                Consent(
-                    pid=pids[person.key.did],
-                    site=person.site,
-                    domain="research",
-                    sequence=1,
-                    event="grant",
-                    policy=preset(person.preset),
-                    notice=notice,
-                ),
-                person.key,
-                now,
-            )
-            for person, _ in everyone
-        ],
-    )
+    patients.grant(house, [person for person, _ in everyone], pids)
 
 
 def deployed(rows: Rows, house: House, fields: dict[str, Any], mode: Mode) -> None:

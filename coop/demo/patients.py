@@ -26,8 +26,6 @@ def hospitals(house: House) -> dict[str, Any]:
 
 def enrol(house: House, facts: dict[str, Any]) -> None:
     """Codes at the desks, keys on the patients' side, signatures under a stated policy."""
-    from consent.policy import preset
-
     everyone: list[tuple[Person, str]] = []
     codes_left: dict[str, list[str]] = {}
     for hospital in house.hospitals.values():
@@ -41,26 +39,7 @@ def enrol(house: House, facts: dict[str, Any]) -> None:
         ]
         everyone += [(person, codes[person.record_key]) for person in persons]
     pids = redeem(house, everyone)
-    with house.public() as client:
-        shown_notice = Notice.model_validate(client.get("/v1/notices:current")["notice"])
-    now = int(time.time())
-    documents = [
-        issue(
-            Consent(
-                pid=pids[person.key.did],
-                site=person.site,
-                domain="research",
-                sequence=1,
-                event="grant",
-                policy=preset(person.preset),
-                notice=shown_notice,
-            ),
-            person.key,
-            now,
-        )
-        for person, _code in everyone
-    ]
-    receipts = submit(house, documents)
+    receipts = grant(house, [person for person, _code in everyone], pids)
     ada = everyone[0][0]  # the first patient of Cleveland's file
     keys = house.folder / "keys"
     keys.mkdir(mode=0o700)
@@ -121,6 +100,38 @@ def redeem(house: House, everyone: list[tuple[Person, str]]) -> dict[str, str]:
                 raise UnavailableError("the hospitals did not answer every code in time")
             time.sleep(0.2 if waiting else 0)
     return pids
+
+
+def grant(house: House, persons: list[Person], pids: dict[str, str]) -> list[dict[str, Any]]:
+    """Each signs her own choice, as her first decision; the registry's answer to each.
+
+    Args:
+        house: Where the registry is.
+        persons: Who decides.
+        pids: By did (`redeem`).
+    """
+    from consent.policy import preset
+
+    with house.public() as client:
+        notice = Notice.model_validate(client.get("/v1/notices:current")["notice"])
+    now = int(time.time())
+    documents = [
+        issue(
+            Consent(
+                pid=pids[person.key.did],
+                site=person.site,
+                domain="research",
+                sequence=1,
+                event="grant",
+                policy=preset(person.preset),
+                notice=notice,
+            ),
+            person.key,
+            now,
+        )
+        for person in persons
+    ]
+    return submit(house, documents)
 
 
 def submit(house: House, documents: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,16 +70,28 @@ def lift(hub: ConsentHub, pid: str, key: SigningKey) -> None:
     assert result["problem"] is None
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["at the enrolment", "linked afterwards"])
-def test_a_record_that_becomes_hers_is_objected_like_all_others(
-    hub: ConsentHub, tmp_path: Path, *, late: bool
-):
+Two = tuple[Hospital, Hospital, int, str]
+"""Two hospitals, Ann's account, and her record at the first of them."""
+
+
+@pytest.fixture
+def two(hub: ConsentHub, tmp_path: Path) -> Iterator[Two]:
     basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
     basel.connect()
     bern.connect()
     ann = account(hub, "ann")
     first, _, _ = ask(hub, basel, "1", ann)
     answer(hub, basel)
+    yield basel, bern, ann, first
+    basel.close()
+    bern.close()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at the enrolment", "linked afterwards"])
+def test_a_record_that_becomes_hers_is_objected_like_all_others(
+    hub: ConsentHub, two: Two, *, late: bool
+):
+    _basel, bern, ann, first = two
     assert events(hub, first) == []  # nothing to carry over
     hub.registry.restrict(first, "object", "session")
     second, key, sent = ask(hub, bern, "2", None if late else ann)
@@ -96,23 +109,16 @@ def test_a_record_that_becomes_hers_is_objected_like_all_others(
     third, _, _ = ask(hub, bern, "3", ann)
     answer(hub, bern)
     assert events(hub, third) == []
-    # Somebody else's records are hers.
+    # Somebody else's record is nobody's business.
     other, _, _ = ask(hub, bern, "4", account(hub, "ben"))
     answer(hub, bern)
     assert events(hub, other) == []
-    basel.close()
-    bern.close()
 
 
 def test_no_enrolment_is_stored_without_its_objection(
-    hub: ConsentHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: ConsentHub, two: Two, monkeypatch: pytest.MonkeyPatch
 ):
-    basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
-    basel.connect()
-    bern.connect()
-    ann = account(hub, "ann")
-    first, _, _ = ask(hub, basel, "1", ann)
-    answer(hub, basel)
+    _basel, bern, ann, first = two
     hub.registry.restrict(first, "object", "session")
     second, _, _ = ask(hub, bern, "2", ann)
     monkeypatch.setattr(hub.registry._events, "append", lambda *_: 1 / 0)
@@ -123,20 +129,13 @@ def test_no_enrolment_is_stored_without_its_objection(
         assert (second, "bern") not in members.pids_of(connection, ann)
     answer(hub, bern)
     assert events(hub, second) == ["object by session"]
-    basel.close()
-    bern.close()
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at the enrolment", "linked afterwards"])
 def test_two_records_that_become_hers_at_once_do_not_hide_each_other(
-    hub: ConsentHub, tmp_path: Path, *, late: bool
+    hub: ConsentHub, two: Two, *, late: bool
 ):
-    basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
-    basel.connect()
-    bern.connect()
-    ann = account(hub, "ann")
-    first, _, _ = ask(hub, basel, "1", ann)
-    answer(hub, basel)
+    _basel, bern, ann, first = two
     hub.registry.restrict(first, "object", "session")
     made = [ask(hub, bern, name, None if late else ann) for name in ("2", "3")]
     answer(hub, bern)
@@ -144,19 +143,12 @@ def test_two_records_that_become_hers_at_once_do_not_hide_each_other(
         hub.registry.redeem([sent for _, _, sent in made], ann)
     for pid, _, _ in made:
         assert events(hub, pid) == ["object by session"]
-    basel.close()
-    bern.close()
 
 
 def test_a_record_that_becomes_hers_while_she_objects_is_objected(
-    hub: ConsentHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: ConsentHub, two: Two, monkeypatch: pytest.MonkeyPatch
 ):
-    basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
-    basel.connect()
-    bern.connect()
-    ann = account(hub, "ann")
-    first, _, _ = ask(hub, basel, "1", ann)
-    answer(hub, basel)
+    _basel, bern, ann, first = two
     second, _, _ = ask(hub, bern, "2", ann)
     objecting, go_on = threading.Event(), threading.Event()
     real = members.pids_of
@@ -177,19 +169,12 @@ def test_a_record_that_becomes_hers_while_she_objects_is_objected(
     objects.join()
     assert events(hub, first) == ["object by session"]
     assert events(hub, second) == ["object by session"]
-    basel.close()
-    bern.close()
 
 
 def test_redeeming_and_enrolling_the_same_codes_at_once_never_waits_in_a_circle(
-    hub: ConsentHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: ConsentHub, two: Two, monkeypatch: pytest.MonkeyPatch
 ):
-    basel, bern = Hospital(hub, tmp_path, "basel"), Hospital(hub, tmp_path, "bern")
-    basel.connect()
-    bern.connect()
-    ann = account(hub, "ann")
-    first, _, _ = ask(hub, basel, "1", ann)
-    answer(hub, basel)
+    basel, bern, ann, first = two
     hub.registry.restrict(first, "object", "session")
     second, _, sent = ask(hub, bern, "2", None)
     answer(hub, bern)
@@ -211,5 +196,3 @@ def test_redeeming_and_enrolling_the_same_codes_at_once_never_waits_in_a_circle(
     redeems.join()
     for pid in (second, third):
         assert events(hub, pid) == ["object by session"]
-    basel.close()
-    bern.close()
